@@ -1,0 +1,3 @@
+"""driftsched: an OpenAI-compatible gateway that predicts, queues and corrects."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,112 @@
+"""One frozen record for every step of a request's way.
+
+Metrics, logs, the journal, the simulator's recorder and the benchmark are all listeners of these, so each number
+has one definition. A request leaves exactly one of `Rejected`, `Finished`, `Evicted`, `Failed`:
+
+    submitted == finished + rejected + evicted + failed        once nothing waits and nothing is in flight
+"""
+
+from dataclasses import dataclass
+
+from driftsched.core.model import Request, Ticket, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The request was predicted and given a place in line."""
+
+    at: float
+    ticket: Ticket
+    position: int
+    """Tickets waiting at that moment, itself included: its place if all were served in order of arrival."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The request was never queued and cost nothing."""
+
+    at: float
+    request: Request
+    reason: str
+    """`queue_full`, `tenant_queue_full`, `queue_bytes_full` or `shutting_down`."""
+    retry_after_seconds: float | None
+    """When it is worth trying again; None if never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """The ticket was taken from the line and holds a slot."""
+
+    at: float
+    ticket: Ticket
+    overdue: bool
+    """It was served because it had waited its maximum, not because it was its turn."""
+
+    @property
+    def queue_seconds(self) -> float:
+        return self.at - self.ticket.request.arrived_at
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The engine produced the first content of the answer."""
+
+    at: float
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete, and the flow has paid its actual price."""
+
+    at: float
+    ticket: Ticket
+    usage: Usage
+    finish_reason: str
+    """As on the OpenAI wire; `length` means that the true length is unknown, only that it is at least this."""
+    dispatched_at: float
+    first_token_at: float | None
+    """None if the engine produced no content."""
+    charge: float
+    """Actual price, in weighted tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """The request was queued, and left before it was finished, by nobody's fault: it paid what it used."""
+
+    at: float
+    ticket: Ticket
+    reason: str
+    """`cancelled` (the client left), `expired` (it waited too long) or `shutting_down`."""
+    usage: Usage
+    dispatched_at: float | None
+    """None if it was still waiting."""
+    charge: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine failed the request after it was dispatched: it paid what it used."""
+
+    at: float
+    ticket: Ticket
+    error: str
+    """The kind of failure: see `EngineError.kind`."""
+    usage: Usage
+    dispatched_at: float
+    charge: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibrated:
+    """Feedback changed the correction applied to requests like this one."""
+
+    at: float
+    model: str
+    category: str
+    bias_before: float
+    bias_after: float
+
+
+Event = Admitted | Rejected | Dispatched | FirstToken | Finished | Evicted | Failed | Recalibrated

@@ -1,0 +1,138 @@
+"""The nouns. Everything else in the package is about these.
+
+Instants (`*_at`) are seconds on the driver's clock; differences of instants are seconds. Token counts are the
+engine's own tokens wherever the engine reported them. Every record is frozen: a change makes a new one.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from math import inf
+
+
+class Tier(IntEnum):
+    """What a tenant is entitled to; smaller is better, so tiers sort by urgency."""
+
+    PREMIUM = 0
+    STANDARD = 1
+    BATCH = 2
+
+    @property
+    def label(self) -> str:
+        """The lower-case name used in configuration, headers and metrics."""
+        return self.name.lower()
+
+    @classmethod
+    def parse(cls, label: str) -> "Tier":
+        """The tier called `label` (case does not matter). Raises `ValueError` naming the choices."""
+        try:
+            return cls[label.upper()]
+        except KeyError:
+            raise ValueError(f"unknown tier {label!r}: use one of {', '.join(t.label for t in cls)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who pays for a request."""
+
+    id: str
+    tier: Tier = Tier.STANDARD
+    weight: float = 1.0
+    """Share of the engines relative to other tenants, > 0; read by the fair policies only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation asked for, as the scheduler sees it."""
+
+    id: str
+    """Unique among all requests alive; made by the driver, never taken from a client."""
+    tenant: Tenant
+    tier: Tier
+    """The tier this request is served at: what was asked for, but never better than `tenant.tier`."""
+    model: str
+    arrived_at: float
+    prompt: str = ""
+    """Head of the text that tells what kind of request it is; bounded by the driver, may be empty."""
+    prompt_bytes: int = 0
+    """UTF-8 length of the whole prompt, all messages included."""
+    prompt_tokens: int = 0
+    """Length of the prompt: estimated at admission, by the describer."""
+    category: str = ""
+    """Kind of request as classified at admission; empty until described."""
+    max_tokens: int | None = None
+    """The client's own limit on completion tokens, if it set one (>= 1)."""
+    expires_at: float = inf
+    """If still waiting at this instant, the request is evicted."""
+    payload: object = None
+    """What the engine needs to serve it. The core carries it and never looks inside."""
+    payload_bytes: int = 0
+    """Memory held by `payload`; counts against the queue's byte bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens really used, as on the OpenAI wire."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How many completion tokens a request is expected to produce.
+
+    Order by `completion_tokens`. The quantiles carry the safety margin and are for admission, reservation and ETA
+    only: a margin in a sort key makes whoever is given the larger margin wait longer.
+    """
+
+    completion_tokens: float
+    """Point prediction, >= 0."""
+    q50: float
+    q80: float
+    q90: float
+    """Upper quantiles of the completion length, q50 <= q80 <= q90."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request's place in line."""
+
+    request: Request
+    estimate: Estimate
+    seq: int
+    """Order of admission; breaks every tie, so that equal ranks are served in order of arrival."""
+    band: int
+    """Strict class: band 0 is served before band 1, whatever else is true."""
+    flow: str
+    """Who competes for service inside the band."""
+    rank: float
+    """Place inside the flow, smallest first."""
+    charge: float
+    """Expected price of serving it, in weighted tokens; the flow is charged this much at dispatch."""
+    overdue_at: float = inf
+    """From this instant on the ticket is served next, whatever the policy says."""
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the pool is, as a policy may see it when it ranks a request."""
+
+    num_waiting: int
+    num_inflight: int
+    waiting_tokens: float
+    """Predicted completion tokens of everything that waits."""
+    tokens_per_second: float
+    """Completion tokens the pool has lately produced per second while busy; 0 until something finished."""
+
+    @property
+    def drain_seconds(self) -> float:
+        """Time to serve all that waits at the measured rate; 0 while the rate is unknown."""
+        return self.waiting_tokens / self.tokens_per_second if self.tokens_per_second > 0 else 0.0

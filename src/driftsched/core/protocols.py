@@ -1,0 +1,153 @@
+"""The seams: what a policy, an estimator, a queue, an engine, a clock and a listener must be able to do."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from driftsched.core.events import Event
+from driftsched.core.model import Estimate, Load, Request, Ticket, Usage
+
+
+class Policy(Protocol):
+    """Where a request stands and what serving it costs its flow.
+
+    A policy names and prices; it never touches the queue. It answers with numbers and strings rather than with a
+    comparison, because a number sorts alike in a heap and in a Redis sorted set.
+    """
+
+    def band(self, request: Request) -> int:
+        """Strict class, 0 first. A small fixed set of values."""
+        ...
+
+    def flow(self, request: Request) -> str:
+        """Who competes for service inside the band."""
+        ...
+
+    def rank(self, request: Request, estimate: Estimate, load: Load) -> float:
+        """Place inside the flow, smallest first; finite. Fixed at admission."""
+        ...
+
+    def charge(self, request: Request, usage: Usage) -> float:
+        """Price of `usage` in weighted tokens, >= 0 and never falling as usage grows."""
+        ...
+
+
+class Describer(Protocol):
+    """Fills in what a prompt tells about its request: category and prompt length."""
+
+    def describe(self, request: Request) -> Request:
+        """The request with `category` and `prompt_tokens` set. Pure; called after the admission bounds."""
+        ...
+
+    def learn(self, request: Request, usage: Usage) -> None:
+        """What the engine counted for the prompt of a described request."""
+        ...
+
+
+class Estimator(Protocol):
+    """Expected token usage at admission; learns from what was really used."""
+
+    def predict(self, request: Request) -> Estimate:
+        """Pure: the same state and request give the same estimate."""
+        ...
+
+    def learn(self, request: Request, usage: Usage, *, finished: bool) -> None:
+        """What the request used. `finished=False` says that it was cut short: its length is a lower bound."""
+        ...
+
+    def bias(self, request: Request) -> float:
+        """Factor by which feedback now corrects the uncorrected prediction for such a request; 1 is none."""
+        ...
+
+
+class Queue(Protocol):
+    """The waiting tickets, their order, and the slots in use. Every method is atomic."""
+
+    async def push(self, ticket: Ticket) -> None:
+        """Let the ticket wait. Raises `ValueError` if a ticket with its id is waiting or in flight."""
+        ...
+
+    async def pop(self, now: float) -> Ticket | None:
+        """The next ticket, charged to its flow and holding a slot; None if nothing waits or no slot is free."""
+        ...
+
+    async def settle(self, ticket_id: str, charge: float, *, release: bool) -> bool:
+        """Correct the charge of a ticket in flight to `charge`; with `release` also give its slot back.
+
+        False, and nothing done, if the ticket is not in flight: somebody else settled it.
+        """
+        ...
+
+    async def rerank(self, ticket_id: str, rank: float, charge: float) -> bool:
+        """Move a waiting ticket to a new place. False if it no longer waits."""
+        ...
+
+    async def remove(self, ticket_id: str) -> bool:
+        """Take a waiting ticket out, uncharged. False if it no longer waits."""
+        ...
+
+    async def reap(self, now: float) -> list[Ticket]:
+        """Take out and return, uncharged, every waiting ticket whose request has expired."""
+        ...
+
+    async def resize(self, max_inflight: int) -> None:
+        """Change the number of slots. Tickets above a smaller limit finish; none start until there is room."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer as it left the engine."""
+
+    data: bytes
+    """Bytes for the client: whole server-sent events of a stream, or one JSON document."""
+    completion_tokens: int = 0
+    """Tokens produced so far, this chunk included: counted from content until the engine states its own usage."""
+    usage: Usage | None = None
+    """The engine's own account, when this chunk carries it."""
+    usage_only: bool = False
+    """The chunk holds the usage and nothing else: hidden from a client that did not ask for it."""
+    finish_reason: str | None = None
+    """`stop`, `length`, `tool_calls`, ...: set on the chunk that ends a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """How full an engine is."""
+
+    fraction: float
+    """0 idle .. 1 full: dispatch stops at 1."""
+    healthy: bool = True
+
+
+class Engine(Protocol):
+    """A model server that turns a request into a stream of chunks."""
+
+    @property
+    def name(self) -> str:
+        """Short label for logs, headers and metrics."""
+        ...
+
+    def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        """The answer, piece by piece. Closing the iterator stops the generation upstream.
+
+        Raises `EngineError` (see `driftsched.core.errors`) before the first chunk if the engine refused or could
+        not be reached, and after it if the answer broke off.
+        """
+        ...
+
+    async def saturation(self) -> Saturation: ...
+
+    async def close(self) -> None:
+        """Give back what the engine holds: connections, tasks."""
+        ...
+
+
+class Clock(Protocol):
+    """Seconds that never run backwards."""
+
+    def now(self) -> float: ...
+
+
+Listener = Callable[[Event], None]
+"""Told of everything that happens, in order. Must be quick; if it raises, the failure is logged and is its own."""
