@@ -1,0 +1,1 @@
+"""Who holds the order: in this process, or shared between replicas."""

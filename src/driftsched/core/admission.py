@@ -1,0 +1,62 @@
+"""Bounds on what may wait, checked before any work is spent on a request."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from driftsched.core.model import Request, Tenant, Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much may wait. A request that would exceed a bound is rejected, and costs nothing."""
+
+    max_waiting: int = 10_000
+    """Requests."""
+    max_waiting_per_tenant: int = 10_000
+    """Requests of one tenant."""
+    max_waiting_bytes: int = 1 << 30
+    """Payload bytes."""
+
+
+class Backlog:
+    """What waits and what is in flight, counted as tickets come and go."""
+
+    def __init__(self) -> None:
+        self.num_waiting = 0
+        self.num_inflight = 0
+        self.waiting_bytes = 0
+        self.waiting_tokens = 0.0  # predicted completion tokens
+        self._by_tenant: Counter[str] = Counter()  # holds only tenants that wait
+
+    def waiting_of(self, tenant: Tenant) -> int:
+        """Requests of one tenant that wait."""
+        return self._by_tenant.get(tenant.id, 0)
+
+    def enter(self, ticket: Ticket) -> None:
+        """The ticket starts to wait."""
+        self.num_waiting += 1
+        self.waiting_bytes += ticket.request.payload_bytes
+        self.waiting_tokens += ticket.estimate.completion_tokens
+        self._by_tenant[ticket.request.tenant.id] += 1
+
+    def leave(self, ticket: Ticket) -> None:
+        """The ticket waits no longer."""
+        self.num_waiting -= 1
+        self.waiting_bytes -= ticket.request.payload_bytes
+        self.waiting_tokens -= ticket.estimate.completion_tokens
+        if self.num_waiting == 0:
+            self.waiting_tokens = 0.0  # sums of floats do not cancel exactly: start anew from what is certain
+        tenant = ticket.request.tenant.id
+        self._by_tenant[tenant] -= 1
+        if self._by_tenant[tenant] == 0:
+            del self._by_tenant[tenant]
+
+    def exceeds(self, bounds: Bounds, request: Request) -> str | None:
+        """The reason why `request` may not wait as well (see `events.Rejected.reason`); None if it may."""
+        if self.num_waiting >= bounds.max_waiting:
+            return "queue_full"
+        if self.waiting_of(request.tenant) >= bounds.max_waiting_per_tenant:
+            return "tenant_queue_full"
+        if self.waiting_bytes + request.payload_bytes > bounds.max_waiting_bytes:
+            return "queue_bytes_full"
+        return None

@@ -1,0 +1,260 @@
+"""The two-level order: flows by service, tickets by rank, plus the overdue index.
+
+    pop     = the ticket longest overdue, else: best band, least served flow of it, smallest rank of that
+    charge  = service[flow] += expected charge, at pop
+    settle  = service[flow] += actual - expected
+    lift    = a flow that starts waiting again begins at max(its service, floor), so that it can neither spend
+              the past as credit nor be punished for it
+
+The floor of a band is the largest value that the service of its least served waiting flow ever had (when nothing
+waits: the service of the flow popped last). That is the virtual time of start-time fair queueing, and the lift is
+that of the virtual token counter (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
+
+Costs: push, pop, settle, rerank and remove are O(log n) amortised; memory is proportional to the tickets waiting
+and in flight, plus the flows that are ahead of the floor. A flow at or below the floor needs no memory: were it to
+return, it would be lifted to the floor anyway, so it is forgotten.
+"""
+
+from dataclasses import replace
+from math import inf, isfinite
+
+from driftsched.core.heaps import LazyHeap
+from driftsched.core.model import Ticket
+
+RankEntry = tuple[float, int, str]
+"""(rank, seq, ticket id)"""
+TimeEntry = tuple[float, int, str]
+"""(instant, seq, ticket id)"""
+FlowEntry = tuple[float, str]
+"""(service, flow): flows of equal service take turns by name, as members of a Redis sorted set would."""
+
+
+class _Flow:
+    """One flow inside one band: what it was served so far, and its tickets."""
+
+    __slots__ = ("name", "num_inflight", "num_waiting", "service", "tickets")
+
+    def __init__(self, name: str, tickets: LazyHeap[RankEntry]) -> None:
+        self.name = name
+        self.service = 0.0
+        self.tickets = tickets
+        self.num_waiting = 0
+        self.num_inflight = 0
+
+    @property
+    def idle(self) -> bool:
+        return self.num_waiting == 0 and self.num_inflight == 0
+
+
+class _Band:
+    """The flows that compete with one another."""
+
+    __slots__ = ("floor", "flows", "idle", "num_backlogged", "waiting")
+
+    def __init__(self) -> None:
+        self.flows: dict[str, _Flow] = {}
+        self.num_backlogged = 0
+        self.floor = 0.0
+        self.waiting: LazyHeap[FlowEntry] = LazyHeap(self._is_backlogged)
+        self.idle: LazyHeap[FlowEntry] = LazyHeap(self._is_idle)
+
+    def _is_backlogged(self, entry: FlowEntry) -> bool:
+        flow = self.flows.get(entry[1])
+        return flow is not None and flow.num_waiting > 0 and flow.service == entry[0]
+
+    def _is_idle(self, entry: FlowEntry) -> bool:
+        flow = self.flows.get(entry[1])
+        return flow is not None and flow.idle and flow.service == entry[0]
+
+    def least_served(self) -> _Flow | None:
+        entry = self.waiting.first()
+        return self.flows[entry[1]] if entry else None
+
+    def raise_floor(self, service: float) -> None:
+        """Let virtual time advance to `service`, and forget the idle flows it passed."""
+        self.floor = max(self.floor, service)
+        while (entry := self.idle.first()) and entry[0] <= self.floor:
+            del self.flows[entry[1]]
+
+    def start_waiting(self, name: str, tickets: LazyHeap[RankEntry]) -> _Flow:
+        """Lift the flow called `name`, which has no waiting ticket yet; `tickets` will hold those of a new flow."""
+        if first := self.least_served():
+            self.raise_floor(first.service)
+        flow = self.flows.get(name)  # looked up only now: raising the floor may have forgotten it
+        if flow is None:
+            flow = self.flows[name] = _Flow(name, tickets)
+        flow.service = max(flow.service, self.floor)
+        self.num_backlogged += 1
+        self.waiting.push((flow.service, name))
+        return flow
+
+    def stop_waiting(self, flow: _Flow) -> None:
+        """`flow` has no waiting ticket left."""
+        self.num_backlogged -= 1
+        self.waiting.trim(self.num_backlogged)
+        self.forget_if_spent(flow)
+
+    def add_service(self, flow: _Flow, amount: float) -> None:
+        if amount == 0.0:
+            return
+        flow.service += amount
+        if flow.num_waiting:
+            self.waiting.push((flow.service, flow.name))
+            self.waiting.trim(self.num_backlogged)
+
+    def forget_if_spent(self, flow: _Flow) -> None:
+        """Drop an idle flow that the floor has passed; remember the others until it has."""
+        if not flow.idle:
+            return
+        if flow.service <= self.floor:
+            del self.flows[flow.name]
+        else:
+            self.idle.push((flow.service, flow.name))
+            self.idle.trim(len(self.flows))
+
+
+class Lines:
+    """All waiting tickets in order, and what each ticket in flight was charged. Not safe for several threads."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Ticket] = {}
+        self._inflight: dict[str, tuple[_Band, _Flow, float]] = {}  # band, flow, charge so far
+        self._bands: dict[int, _Band] = {}
+        self._band_numbers: list[int] = []  # sorted; policies use a handful
+        self._overdue: LazyHeap[TimeEntry] = LazyHeap(self._still_waits)
+        self._expiring: LazyHeap[TimeEntry] = LazyHeap(self._still_waits)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_inflight(self) -> int:
+        return len(self._inflight)
+
+    def service(self, band: int, flow: str) -> float:
+        """Weighted tokens served to a flow, in flight included at their expected price; 0 for a flow not known."""
+        known = self._bands[band].flows.get(flow) if band in self._bands else None
+        return known.service if known else 0.0
+
+    def push(self, ticket: Ticket) -> None:
+        """Let `ticket` wait. Raises `ValueError` for an id in use, or a rank or charge no order can hold."""
+        if ticket.id in self._waiting or ticket.id in self._inflight:
+            raise ValueError(f"ticket id {ticket.id!r} is in use")
+        _check_numbers(ticket.rank, ticket.charge)
+        band = self._band(ticket.band)
+        flow = band.flows.get(ticket.flow)
+        if flow is None or flow.num_waiting == 0:
+            flow = band.start_waiting(ticket.flow, LazyHeap(self._still_ranked))
+        flow.num_waiting += 1
+        flow.tickets.push((ticket.rank, ticket.seq, ticket.id))
+        self._waiting[ticket.id] = ticket
+        if ticket.overdue_at < inf:
+            self._overdue.push((ticket.overdue_at, ticket.seq, ticket.id))
+        if ticket.request.expires_at < inf:
+            self._expiring.push((ticket.request.expires_at, ticket.seq, ticket.id))
+
+    def pop(self, now: float) -> Ticket | None:
+        """Take the next ticket into flight and charge its flow; None if nothing waits."""
+        ticket = self._longest_overdue(now) or self._first_in_order()
+        if ticket is None:
+            return None
+        band = self._bands[ticket.band]
+        flow = band.flows[ticket.flow]
+        flow.num_inflight += 1  # before it stops waiting, so that the flow is not taken for idle
+        self._inflight[ticket.id] = (band, flow, ticket.charge)
+        self._leave(ticket)
+        band.add_service(flow, ticket.charge)
+        if band.num_backlogged == 0:
+            band.raise_floor(flow.service)
+        return ticket
+
+    def settle(self, ticket_id: str, charge: float, *, release: bool) -> bool:
+        """Correct the charge of a ticket in flight; with `release` its flight ends. False if it does not fly."""
+        entry = self._inflight.get(ticket_id)
+        if entry is None:
+            return False
+        _check_numbers(0.0, charge)
+        band, flow, charged = entry
+        if release:
+            del self._inflight[ticket_id]
+            flow.num_inflight -= 1
+        else:
+            self._inflight[ticket_id] = (band, flow, charge)
+        band.add_service(flow, charge - charged)
+        band.forget_if_spent(flow)
+        return True
+
+    def rerank(self, ticket_id: str, rank: float, charge: float) -> bool:
+        """Give a waiting ticket a new rank and expected charge. False if it does not wait."""
+        ticket = self._waiting.get(ticket_id)
+        if ticket is None:
+            return False
+        _check_numbers(rank, charge)
+        self._waiting[ticket_id] = replace(ticket, rank=rank, charge=charge)
+        if rank != ticket.rank:
+            flow = self._bands[ticket.band].flows[ticket.flow]
+            flow.tickets.push((rank, ticket.seq, ticket_id))
+            flow.tickets.trim(flow.num_waiting)
+        return True
+
+    def remove(self, ticket_id: str) -> Ticket | None:
+        """Take a waiting ticket out, uncharged; None if it does not wait."""
+        ticket = self._waiting.get(ticket_id)
+        if ticket is not None:
+            self._leave(ticket)
+        return ticket
+
+    def expire(self, now: float) -> list[Ticket]:
+        """Take out every waiting ticket whose request has expired by `now`, earliest first."""
+        expired = []
+        while (entry := self._expiring.first()) and entry[0] <= now:
+            ticket = self._waiting[entry[2]]
+            self._leave(ticket)
+            expired.append(ticket)
+        return expired
+
+    def _band(self, number: int) -> _Band:
+        if number not in self._bands:
+            self._bands[number] = _Band()
+            self._band_numbers = sorted(self._bands)
+        return self._bands[number]
+
+    def _longest_overdue(self, now: float) -> Ticket | None:
+        entry = self._overdue.first()
+        return self._waiting[entry[2]] if entry and entry[0] <= now else None
+
+    def _first_in_order(self) -> Ticket | None:
+        for number in self._band_numbers:
+            if flow := self._bands[number].least_served():
+                entry = flow.tickets.first()
+                assert entry is not None  # noqa: S101 - a flow is in the waiting heap only while a ticket of it waits
+                return self._waiting[entry[2]]
+        return None
+
+    def _leave(self, ticket: Ticket) -> None:
+        """`ticket` stops waiting; its heap entries are dead from here on."""
+        del self._waiting[ticket.id]
+        band = self._bands[ticket.band]
+        flow = band.flows[ticket.flow]
+        flow.num_waiting -= 1
+        flow.tickets.trim(flow.num_waiting)
+        self._overdue.trim(len(self._waiting))
+        self._expiring.trim(len(self._waiting))
+        if flow.num_waiting == 0:
+            band.stop_waiting(flow)
+
+    def _still_waits(self, entry: TimeEntry) -> bool:
+        ticket = self._waiting.get(entry[2])
+        return ticket is not None and ticket.seq == entry[1]
+
+    def _still_ranked(self, entry: RankEntry) -> bool:
+        ticket = self._waiting.get(entry[2])
+        return ticket is not None and ticket.seq == entry[1] and ticket.rank == entry[0]
+
+
+def _check_numbers(rank: float, charge: float) -> None:
+    if not isfinite(rank):
+        raise ValueError(f"rank must be finite, not {rank}")
+    if not (isfinite(charge) and charge >= 0):
+        raise ValueError(f"charge must be finite and not negative, not {charge}")

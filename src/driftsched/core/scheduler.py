@@ -1,0 +1,244 @@
+"""The plot: admit, predict, place, dispatch, serve, settle, tell."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from math import inf, isfinite
+
+from driftsched.core.admission import Backlog, Bounds
+from driftsched.core.errors import RejectedError
+from driftsched.core.events import (
+    Admitted,
+    Dispatched,
+    Event,
+    Evicted,
+    Failed,
+    Finished,
+    FirstToken,
+    Recalibrated,
+    Rejected,
+)
+from driftsched.core.model import Estimate, Load, Request, Ticket, Tier, Usage
+from driftsched.core.protocols import Describer, Estimator, Listener, Policy, Queue
+from driftsched.core.throughput import Throughput
+
+_logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_SECONDS = 120.0
+"""Official SDKs do not retry at all if told to wait longer."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A ticket in flight. Owned by the scheduler from dispatch to settlement."""
+
+    ticket: Ticket
+    dispatched_at: float
+    charge: float
+    first_token_at: float | None = None
+
+
+class Scheduler:
+    """Decides who is served next, and keeps every account straight.
+
+    It waits for nothing and knows no clock: a driver calls `submit` when a request comes, `dispatch` whenever a
+    slot may be free, and one of `finish`, `fail` and `cancel` for each ticket dispatched. Those three may race with
+    one another and with `expire`; the first one to settle wins, the others answer False and change nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        estimator: Estimator,
+        describer: Describer,
+        queue: Queue,
+        bounds: Bounds | None = None,
+        max_wait_seconds: Mapping[Tier, float] | None = None,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        """`max_wait_seconds`: after which a ticket of a tier is served next, whatever the policy says; default never."""
+        self._policy = policy
+        self._estimator = estimator
+        self._describer = describer
+        self._queue = queue
+        self._bounds = bounds or Bounds()
+        self._max_wait_seconds = dict(max_wait_seconds or {})
+        self._listeners = tuple(listeners)
+        self._backlog = Backlog()
+        self._throughput = Throughput()
+        self._flights: dict[str, _Flight] = {}
+        self._seq = count()
+        self._open = True
+
+    @property
+    def load(self) -> Load:
+        """How busy the pool is now."""
+        return Load(
+            num_waiting=self._backlog.num_waiting,
+            num_inflight=self._backlog.num_inflight,
+            waiting_tokens=self._backlog.waiting_tokens,
+            tokens_per_second=self._throughput.tokens_per_second,
+        )
+
+    async def submit(self, request: Request, now: float) -> Ticket:
+        """Admit, predict and place. Raises `RejectedError` if the request may not wait."""
+        self._reject_beyond_bounds(request, now)
+        request = self._describer.describe(request)
+        ticket = self._place(request, self._estimator.predict(request))
+        await self._queue.push(ticket)
+        self._backlog.enter(ticket)
+        self._tell(Admitted(now, ticket, position=self._backlog.num_waiting))
+        return ticket
+
+    async def dispatch(self, now: float) -> Ticket | None:
+        """The next ticket to serve, if one waits and a slot is free."""
+        ticket = await self._queue.pop(now)
+        if ticket is None:
+            return None
+        self._throughput.observe(now, busy=self._backlog.num_inflight > 0)
+        self._backlog.leave(ticket)
+        self._backlog.num_inflight += 1
+        self._flights[ticket.id] = _Flight(ticket, dispatched_at=now, charge=ticket.charge)
+        self._tell(Dispatched(now, ticket, overdue=ticket.overdue_at <= now))
+        return ticket
+
+    async def progress(self, ticket_id: str, usage: Usage, now: float) -> None:
+        """Tokens are flowing. Call at the first, and from time to time: a long answer pays as it grows."""
+        flight = self._flights.get(ticket_id)
+        if flight is None:
+            return
+        if flight.first_token_at is None and usage.completion_tokens > 0:
+            flight.first_token_at = now
+            self._tell(FirstToken(now, flight.ticket))
+        charge = self._price(flight.ticket, usage)
+        if charge > flight.charge and await self._queue.settle(ticket_id, charge, release=False):
+            flight.charge = charge
+
+    async def finish(self, ticket_id: str, usage: Usage, finish_reason: str, now: float) -> bool:
+        """The answer is complete. `finish_reason` as on the OpenAI wire."""
+        flight = await self._settle(ticket_id, usage, now)
+        if flight is None:
+            return False
+        self._learn(flight.ticket.request, usage, finish_reason != "length", now)
+        self._tell(
+            Finished(
+                now,
+                flight.ticket,
+                usage,
+                finish_reason,
+                dispatched_at=flight.dispatched_at,
+                first_token_at=flight.first_token_at,
+                charge=flight.charge,
+            )
+        )
+        return True
+
+    async def fail(self, ticket_id: str, usage: Usage, error: str, now: float) -> bool:
+        """The engine failed after `usage`; `error` is a short word for the kind of failure."""
+        flight = await self._settle(ticket_id, usage, now)
+        if flight is None:
+            return False
+        self._learn(flight.ticket.request, usage, False, now)
+        self._tell(Failed(now, flight.ticket, error, usage, flight.dispatched_at, flight.charge))
+        return True
+
+    async def cancel(self, ticket: Ticket, usage: Usage, now: float, reason: str = "cancelled") -> bool:
+        """The client left: take the ticket out of the line, or end its flight and charge what it used."""
+        if await self._queue.remove(ticket.id):
+            self._evict_waiting(ticket, reason, now)
+            return True
+        flight = await self._settle(ticket.id, usage, now)
+        if flight is None:
+            return False
+        self._learn(flight.ticket.request, usage, False, now)
+        self._tell(Evicted(now, flight.ticket, reason, usage, flight.dispatched_at, flight.charge))
+        return True
+
+    async def expire(self, now: float) -> list[Ticket]:
+        """Evict every waiting ticket whose request has expired; the driver tells their clients."""
+        expired = await self._queue.reap(now)
+        for ticket in expired:
+            self._evict_waiting(ticket, "expired", now)
+        return expired
+
+    def close(self) -> None:
+        """Reject all that comes from here on; what was admitted is still served."""
+        self._open = False
+
+    def _reject_beyond_bounds(self, request: Request, now: float) -> None:
+        reason = self._backlog.exceeds(self._bounds, request) if self._open else "shutting_down"
+        if reason is None:
+            return
+        retry_after = min(max(1.0, self.load.drain_seconds), MAX_RETRY_AFTER_SECONDS)
+        self._tell(Rejected(now, request, reason, retry_after))
+        raise RejectedError(reason, _REJECTIONS[reason], retry_after)
+
+    def _place(self, request: Request, estimate: Estimate) -> Ticket:
+        expected = Usage(request.prompt_tokens, round(estimate.completion_tokens))
+        return Ticket(
+            request=request,
+            estimate=estimate,
+            seq=next(self._seq),
+            band=self._policy.band(request),
+            flow=self._policy.flow(request),
+            rank=self._policy.rank(request, estimate, self.load),
+            charge=self._policy.charge(request, expected),
+            overdue_at=request.arrived_at + self._max_wait_seconds.get(request.tier, inf),
+        )
+
+    async def _settle(self, ticket_id: str, usage: Usage, now: float) -> _Flight | None:
+        """End a flight at its actual price. None if it is not in flight, or somebody else has just ended it."""
+        flight = self._flights.get(ticket_id)
+        if flight is None:
+            return None
+        charge = self._price(flight.ticket, usage)
+        if not await self._queue.settle(ticket_id, charge, release=True):
+            return None
+        del self._flights[ticket_id]
+        flight.charge = charge
+        self._throughput.observe(now, busy=True, tokens=usage.completion_tokens)
+        self._backlog.num_inflight -= 1
+        return flight
+
+    def _price(self, ticket: Ticket, usage: Usage) -> float:
+        """What `usage` costs; the expected charge if the policy's answer is no price, so that no slot is lost."""
+        charge = self._policy.charge(ticket.request, usage)
+        if isfinite(charge) and charge >= 0:
+            return charge
+        _logger.error("policy priced %s of request %s at %s: keeping the expected charge", usage, ticket.id, charge)
+        return ticket.charge
+
+    def _learn(self, request: Request, usage: Usage, finished: bool, now: float) -> None:
+        if not finished and usage.completion_tokens == 0:
+            return  # a lower bound of nothing teaches nothing
+        try:
+            self._describer.learn(request, usage)
+            before = self._estimator.bias(request)
+            self._estimator.learn(request, usage, finished=finished)
+            after = self._estimator.bias(request)
+        except Exception:  # the flight is settled: a plug-in that cannot learn must not keep it from being told
+            _logger.exception("estimator could not learn %s of request %s", usage, request.id)
+            return
+        if after != before:
+            self._tell(Recalibrated(now, request.model, request.category, before, after))
+
+    def _evict_waiting(self, ticket: Ticket, reason: str, now: float) -> None:
+        self._backlog.leave(ticket)
+        self._tell(Evicted(now, ticket, reason, Usage(), dispatched_at=None, charge=0.0))
+
+    def _tell(self, event: Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:  # a listener's failure is its own: no account may depend on it
+                _logger.exception("listener %r failed on %s", listener, type(event).__name__)
+
+
+_REJECTIONS = {
+    "queue_full": "The queue is full. Retry later.",
+    "tenant_queue_full": "Too many of your requests are waiting already. Retry later.",
+    "queue_bytes_full": "The requests that wait fill the memory set aside for them. Retry later.",
+    "shutting_down": "The server is shutting down. Retry later.",
+}
