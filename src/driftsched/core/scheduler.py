@@ -58,7 +58,7 @@ class Scheduler:
         max_wait_seconds: Mapping[Tier, float] | None = None,
         listeners: Iterable[Listener] = (),
     ) -> None:
-        """`max_wait_seconds`: after which a ticket of a tier is served next, whatever the policy says; default never."""
+        """`max_wait_seconds`, by tier: a ticket that waited so long is served next, whatever the policy says."""
         self._policy = policy
         self._estimator = estimator
         self._describer = describer

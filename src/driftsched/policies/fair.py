@@ -8,10 +8,11 @@ COMPLETION_WEIGHT = 2.0
 
 
 class Fair:
-    """Serve the tenant that got the fewest tokens for its weight; of its requests, a short one may overtake a little.
+    """Serve the tenant that got the fewest tokens for its weight; of its requests, short ones may overtake.
 
-    Why: a flooding tenant delays itself and nobody else, and short requests do not queue behind long ones. Trade-off:
-    a long request may wait `slack` times as long as the backlog it found takes to drain, on top of its turn.
+    Why: a flooding tenant delays itself and nobody else, and short requests do not queue behind long ones.
+    Trade-off: a long request may wait `slack` times as long as the backlog it found takes to drain, on top of its
+    turn.
 
     A tenant's weight is its own times the share of the tier the request is served at (50/30/20). A request is
     charged its expected tokens when it is dispatched and corrected to the actual ones when it is settled, so a

@@ -10,7 +10,7 @@ class Sjf:
     long as shorter ones keep coming (until its maximum wait), and a tenant with short requests gets everything.
 
     Source: the reference system's SJF scheduler (DriftSched, arXiv 2606.02982). There a safety margin by tier leaks
-    into the key, so that premium waits longest; here that happens only with the `ema` estimator, which reproduces it.
+    into the key, so that premium waits longest; here only the `ema` estimator, which reproduces it, does that.
     """
 
     def band(self, request: Request) -> int:
