@@ -1,6 +1,6 @@
 """The seams: what a policy, an estimator, a queue, an engine, a clock and a listener must be able to do."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -128,8 +128,8 @@ class Engine(Protocol):
         """Short label for logs, headers and metrics."""
         ...
 
-    def generate(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer, piece by piece. Closing the iterator stops the generation upstream.
+    def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """The answer, piece by piece. Closing the generator stops the generation upstream.
 
         Raises `EngineError` (see `driftsched.core.errors`) before the first chunk if the engine refused or could
         not be reached, and after it if the answer broke off.

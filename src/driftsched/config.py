@@ -1,0 +1,195 @@
+"""Settings: YAML into frozen structs. What is unknown or wrong is refused, with the path of the field."""
+
+from hashlib import sha256
+from ipaddress import ip_address
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from driftsched.core.admission import Bounds
+from driftsched.core.errors import ConfigError
+from driftsched.core.model import Tenant, Tier
+
+T = TypeVar("T")
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model server."""
+
+    url: str
+    """Its root, with or without `/v1`."""
+    name: str | None = None
+    """Label for logs and metrics; host and port if left out."""
+    max_inflight: int | None = None
+    """Requests it serves at once: about what fills its batch. Asked of the engine if left out, else 32."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key this engine wants."""
+
+
+class PartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A policy, an estimator or a token counter: its name and its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may call."""
+
+    id: str
+    tier: str = "standard"
+    weight: float = 1.0
+    """Share of the engines relative to other tenants."""
+    keys_sha256: list[str] = []
+    """SHA-256 of each of its API keys, in hex. Keys themselves are never written down."""
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes and times. Every one is a bound: nothing here may grow or wait for ever."""
+
+    max_body_bytes: int = 8 << 20
+    max_waiting: int = 10_000
+    max_waiting_per_tenant: int = 10_000
+    max_waiting_bytes: int = 1 << 30
+    max_queue_seconds: float = 600.0
+    """A request that waited so long is sent away with 429."""
+    max_wait_seconds: dict[str, float] = {"premium": 60.0, "standard": 180.0, "batch": 600.0}
+    """By tier: a request that waited so long is served next, whatever the policy says."""
+    drain_seconds: float = 60.0
+    """On SIGTERM, how long requests already admitted may take to finish."""
+
+    def bounds(self) -> Bounds:
+        return Bounds(self.max_waiting, self.max_waiting_per_tenant, self.max_waiting_bytes)
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything `driftsched serve` can be told."""
+
+    engines: list[EngineSettings] = []
+    host: str = "127.0.0.1"
+    port: int = 8080
+    policy: PartSettings = PartSettings("fair")
+    estimator: PartSettings = PartSettings("calibrated")
+    token_counter: PartSettings = PartSettings("bytes")
+    tenants: list[TenantSettings] = []
+    allow_anonymous: bool = False
+    """Serve callers without a key although others than this machine can connect."""
+    limits: LimitSettings = LimitSettings()
+
+    @property
+    def on_loopback(self) -> bool:
+        """Only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def keyed(self) -> bool:
+        """Calls must carry an API key."""
+        return any(tenant.keys_sha256 for tenant in self.tenants)
+
+    def known_tenants(self) -> list[Tenant]:
+        return [_tenant(settings) for settings in self.tenants]
+
+    def key_digests(self) -> list[tuple[str, Tenant]]:
+        """(SHA-256 in hex, tenant) of every key."""
+        return [(digest, _tenant(settings)) for settings in self.tenants for digest in settings.keys_sha256]
+
+    def max_wait_by_tier(self) -> dict[Tier, float]:
+        return {Tier.parse(label): seconds for label, seconds in self.limits.max_wait_seconds.items()}
+
+    def check(self) -> None:
+        """Raises `ConfigError` for values that fit their type and still make no sense."""
+        if not self.engines:
+            raise ConfigError("engines: name at least one, with --engine URL or in the configuration file")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port: must be between 0 and 65535, not {self.port}")
+        for number, engine in enumerate(self.engines):
+            if engine.max_inflight is not None and engine.max_inflight < 1:
+                raise ConfigError(f"engines[{number}].max_inflight: must be at least 1, not {engine.max_inflight}")
+        _check_tenants(self.tenants)
+        _check_limits(self.limits)
+        if not (self.on_loopback or self.keyed or self.allow_anonymous):
+            raise ConfigError(
+                f"host: {self.host} can be reached by others, but no tenant has a key. Give tenants keys_sha256, "
+                "bind to 127.0.0.1, or set allow_anonymous: true"
+            )
+
+
+def load_settings(path: Path) -> Settings:
+    """The settings of a YAML file, not yet checked. Raises `ConfigError` naming file and field."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return _convert(document or {}, Settings, str(path))
+
+
+def hash_key(key: str) -> str:
+    """What stands in the configuration for an API key."""
+    return sha256(key.encode()).hexdigest()
+
+
+def _convert(document: object, kind: type[T], where: str) -> T:
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        problem, _, field = str(error).partition(" - at `$")
+        field = field.rstrip("`").lstrip(".")
+        raise ConfigError(f"{where}: {field}: {problem}" if field else f"{where}: {problem}") from None
+
+
+def _tenant(settings: TenantSettings) -> Tenant:
+    return Tenant(settings.id, Tier.parse(settings.tier), settings.weight)
+
+
+def _check_tenants(tenants: list[TenantSettings]) -> None:
+    seen_ids: set[str] = set()
+    seen_keys: set[str] = set()
+    for number, tenant in enumerate(tenants):
+        where = f"tenants[{number}]"
+        if not tenant.id or tenant.id in seen_ids:
+            raise ConfigError(f"{where}.id: must be given and unlike the others, not {tenant.id!r}")
+        if not (isfinite(tenant.weight) and tenant.weight > 0):
+            raise ConfigError(f"{where}.weight: must be greater than 0, not {tenant.weight}")
+        _check_tier(f"{where}.tier", tenant.tier)
+        for digest in tenant.keys_sha256:
+            if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+                raise ConfigError(f"{where}.keys_sha256: not the SHA-256 of a key in 64 lower-case hex digits")
+            if digest in seen_keys:
+                raise ConfigError(f"{where}.keys_sha256: two tenants have the same key")
+            seen_keys.add(digest)
+        seen_ids.add(tenant.id)
+
+
+def _check_limits(limits: LimitSettings) -> None:
+    for name in (
+        "max_body_bytes",
+        "max_waiting",
+        "max_waiting_per_tenant",
+        "max_waiting_bytes",
+        "max_queue_seconds",
+    ):
+        if not getattr(limits, name) > 0:
+            raise ConfigError(f"limits.{name}: must be greater than 0, not {getattr(limits, name)}")
+    if limits.drain_seconds < 0:
+        raise ConfigError(f"limits.drain_seconds: must not be negative, but is {limits.drain_seconds}")
+    for label, seconds in limits.max_wait_seconds.items():
+        _check_tier("limits.max_wait_seconds", label)
+        if not seconds > 0:
+            raise ConfigError(f"limits.max_wait_seconds.{label}: must be greater than 0, not {seconds}")
+
+
+def _check_tier(where: str, label: str) -> None:
+    try:
+        Tier.parse(label)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None

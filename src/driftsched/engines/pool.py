@@ -1,0 +1,78 @@
+"""Several replicas of one model server, used as one engine."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from driftsched.core.errors import EngineError
+from driftsched.core.model import Request
+from driftsched.core.protocols import Chunk, Engine, Saturation
+
+
+@dataclass(slots=True)
+class _Member:
+    engine: Engine
+    slots: int
+    num_inflight: int = 0
+
+
+class EnginePool:
+    """Sends each request to the healthy replica with the most room.
+
+    A replica that cannot be reached is passed over for another one, which is safe because it has seen nothing of
+    the request; any other failure is the request's own.
+    """
+
+    name = "pool"
+
+    def __init__(self, engines: Sequence[tuple[Engine, int]]) -> None:
+        """`engines`: each with the number of requests it may serve at once, > 0. At least one."""
+        if not engines:
+            raise ValueError("a pool needs at least one engine")
+        self._members = [_Member(engine, slots) for engine, slots in engines]
+
+    @property
+    def slots(self) -> int:
+        """Requests the pool may serve at once."""
+        return sum(member.slots for member in self._members)
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [member.engine for member in self._members]
+
+    def set_slots(self, name: str, slots: int) -> None:
+        """The engine called `name` turned out to serve `slots` requests at once."""
+        for member in self._members:
+            if member.engine.name == name:
+                member.slots = slots
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        candidates = await self._by_preference()
+        for member, alternatives in zip(candidates, range(len(candidates) - 1, -1, -1), strict=True):
+            member.num_inflight += 1
+            try:
+                async with aclosing(member.engine.generate(request)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except EngineError as error:
+                if error.kind != "engine_unreachable" or not alternatives:
+                    raise
+            else:
+                return
+            finally:
+                member.num_inflight -= 1
+
+    async def saturation(self) -> Saturation:
+        """Full when every replica is; healthy while one is."""
+        states = [await member.engine.saturation() for member in self._members]
+        return Saturation(min(state.fraction for state in states), any(state.healthy for state in states))
+
+    async def close(self) -> None:
+        for member in self._members:
+            await member.engine.close()
+
+    async def _by_preference(self) -> list[_Member]:
+        if len(self._members) == 1:
+            return self._members
+        unhealthy = {id(m): not (await m.engine.saturation()).healthy for m in self._members}
+        return sorted(self._members, key=lambda m: (unhealthy[id(m)], m.num_inflight / m.slots))

@@ -1,0 +1,123 @@
+"""What the client gets to see: status, headers that tell the story, and the engine's bytes."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from driftsched.core.protocols import Chunk
+from driftsched.gateway.assembly import Assembler, as_stream, is_document
+from driftsched.gateway.dispatcher import Turn
+from driftsched.gateway.errors import HttpError
+from driftsched.gateway.wire import Call
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = dict[bytes, bytes]
+HeaderList = list[tuple[bytes, bytes]]
+
+METRICS_CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_JSON = b"application/json"
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: tuple[tuple[str, str], ...] = (),
+    *,
+    content_type: bytes = _JSON,
+) -> None:
+    """A whole response at once."""
+    lines = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
+    await _send_whole(send, status, body, [(b"content-type", content_type), *lines])
+
+
+class Answer:
+    """The response to one generation, in the form its client asked for."""
+
+    def __init__(self, send: Send, call: Call, request_id: bytes, policy_name: bytes) -> None:
+        self._send = send
+        self._call = call
+        self._story: HeaderList = [(b"x-request-id", request_id), (b"x-driftsched-policy", policy_name)]
+        self._started = False
+        self._assembler = Assembler()
+        self._document: bytes | None = None
+
+    async def relay(self, chunk: Chunk, turn: Turn) -> None:
+        """Pass a piece on: at once to a client that streams, else towards the whole document."""
+        if self._call.stream:
+            await self._stream(self._shape(chunk), turn)
+        elif is_document(chunk.data):
+            self._document = chunk.data
+        else:
+            self._assembler.feed(chunk.data)
+
+    async def end(self, turn: Turn) -> None:
+        """The engine has said everything."""
+        if self._call.stream:
+            await self._stream(b"", turn)
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            body = self._document or self._assembler.document()
+            actual = (b"x-driftsched-actual-tokens", b"%d" % turn.usage.completion_tokens)
+            await _send_whole(self._send, 200, body, [(b"content-type", _JSON), *self._headers(turn), actual])
+
+    async def fail(self, error: HttpError) -> None:
+        """There is no answer, or no more of it."""
+        if self._started:
+            event = b"data: " + error.body + b"\n\n"
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        else:
+            lines = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers]
+            await _send_whole(
+                self._send, error.status, error.body, [(b"content-type", _JSON), *self._story, *lines]
+            )
+
+    async def _stream(self, data: bytes, turn: Turn) -> None:
+        if not self._started:
+            self._started = True
+            headers = [*_STREAM_HEADERS, *self._headers(turn)]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if data:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def _shape(self, chunk: Chunk) -> bytes:
+        """The chunk as the client would have got it from the engine, had it asked the engine itself."""
+        if is_document(chunk.data):
+            return as_stream(chunk.data, wants_usage=self._call.wants_usage)
+        if self._call.wants_usage:
+            return chunk.data
+        if chunk.usage_only:
+            return b""
+        return _without_null_usage(chunk.data)
+
+    def _headers(self, turn: Turn) -> HeaderList:
+        ticket = turn.ticket
+        return [
+            *self._story,
+            (b"x-driftsched-tier", ticket.request.tier.label.encode()),
+            (b"x-driftsched-position", b"%d" % turn.position),
+            (b"x-driftsched-queue-seconds", b"%.6f" % turn.queue_seconds),
+            (b"x-driftsched-predicted-tokens", b"%d" % round(ticket.estimate.completion_tokens)),
+        ]
+
+
+def _without_null_usage(data: bytes) -> bytes:
+    """Take out the `"usage": null` that OpenAI puts into every chunk once usage was asked for.
+
+    A quote inside a JSON string is always preceded by a backslash, so this cannot match inside a text.
+    """
+    if b'"usage"' not in data:
+        return data
+    return data.replace(b',"usage":null', b"").replace(b', "usage": null', b"")
+
+
+async def _send_whole(send: Send, status: int, body: bytes, headers: HeaderList) -> None:
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,257 @@
+"""The HTTP face: a raw ASGI application, because nothing may stand between a stream and its client."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from itertools import count
+from secrets import token_hex
+from typing import Protocol
+
+import msgspec
+
+from driftsched.core.errors import EngineError, RejectedError
+from driftsched.core.model import Request, Tenant
+from driftsched.core.protocols import Clock, Engine
+from driftsched.core.scheduler import Scheduler
+from driftsched.engines.payload import Payload
+from driftsched.gateway.answer import METRICS_CONTENT_TYPE, Answer, Headers, Message, Receive, Send, respond
+from driftsched.gateway.dispatcher import Dispatcher
+from driftsched.gateway.errors import ExpiredError, HttpError, from_engine, from_expiry, from_rejection
+from driftsched.gateway.tenants import effective_tier
+from driftsched.gateway.wire import CHAT, COMPLETIONS, Call, parse_call
+
+BODY_TIMEOUT_SECONDS = 60.0
+MAX_REQUEST_ID_BYTES = 128
+
+_FORWARDED = (b"traceparent", b"tracestate")  # what of a client's headers an engine gets to see
+_CLOSE = (("connection", "close"),)  # the rest of the body is not worth reading
+
+
+class TenantResolver(Protocol):
+    """Who is calling."""
+
+    def resolve(self, headers: Headers, user: str | None) -> Tenant:
+        """The tenant. Raises `HttpError` 401."""
+        ...
+
+
+class Readiness(Protocol):
+    """Whether the engines behind can serve, and which models."""
+
+    @property
+    def models(self) -> tuple[str, ...] | None:
+        """Models served; None while no engine has told yet."""
+        ...
+
+    async def ready(self) -> bool: ...
+
+
+class Gateway:
+    """One OpenAI-compatible server in front of one pool of engines."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        engine: Engine,
+        catalogue: Readiness,
+        tenants: TenantResolver,
+        clock: Clock,
+        policy_name: str,
+        metrics: Callable[[], bytes],
+        max_body_bytes: int = 8 << 20,
+        max_queue_seconds: float = 600.0,
+    ) -> None:
+        """`max_queue_seconds`: a request that waited so long is evicted. `metrics`: Prometheus text."""
+        self.dispatcher = Dispatcher(scheduler, engine, clock)
+        self._scheduler = scheduler
+        self._catalogue = catalogue
+        self._tenants = tenants
+        self._clock = clock
+        self._policy_name = policy_name.encode()
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._max_queue_seconds = max_queue_seconds
+        self._id_prefix = token_hex(6)
+        self._ids = count(1)
+        self._routes: dict[str, dict[str, Callable[[Headers, Receive, Send], Awaitable[None]]]] = {
+            CHAT: {"POST": lambda h, r, s: self._generate(CHAT, h, r, s)},
+            COMPLETIONS: {"POST": lambda h, r, s: self._generate(COMPLETIONS, h, r, s)},
+            "/v1/models": {"GET": self._list_models},
+            "/health": {"GET": self._alive},
+            "/healthz": {"GET": self._alive},
+            "/readyz": {"GET": self._ready},
+            "/metrics": {"GET": self._export_metrics, "HEAD": self._export_metrics},
+        }
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            raise RuntimeError(f"no {scope['type']} here")
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        self.dispatcher.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.dispatcher.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        headers: Headers = dict(scope["headers"])
+        try:
+            handler = self._route(scope["path"], scope["method"])
+            await handler(headers, receive, send)
+        except HttpError as error:
+            await respond(send, error.status, error.body, error.headers)
+
+    def _route(self, path: str, method: str) -> Callable[[Headers, Receive, Send], Awaitable[None]]:
+        methods = self._routes.get(path)
+        if methods is None:
+            raise HttpError(404, f"There is no {path} here.", code="unknown_url")
+        if method not in methods:
+            allow = ", ".join(methods)
+            raise HttpError(
+                405, f"{path} takes {allow}, not {method}.", code="method_not_allowed", headers=(("allow", allow),)
+            )
+        return methods[method]
+
+    async def _generate(self, endpoint: str, headers: Headers, receive: Receive, send: Send) -> None:
+        """One generation, from its body to its last byte. The client may leave at any point of it."""
+        body = await self._read_body(headers, receive)
+        call = parse_call(endpoint, body)
+        request = self._request(endpoint, call, body, headers)
+        answer = Answer(send, call, _request_id(headers, request.id), self._policy_name)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - an ASGI server runs every request in a task
+
+        def leave(_: object) -> None:
+            task.cancel()
+
+        watch = asyncio.get_running_loop().create_task(_until_gone(receive))
+        watch.add_done_callback(leave)
+        try:
+            await self._serve(request, answer)
+        except asyncio.CancelledError:
+            if not watch.done():
+                raise  # the server is stopping
+            task.uncancel()  # the client left: its account was settled on the way here, and nobody is to be told
+        finally:
+            watch.remove_done_callback(leave)
+            watch.cancel()
+
+    async def _serve(self, request: Request, answer: Answer) -> None:
+        """Wait in line, relay the engine's answer, and say so when there is none."""
+        try:
+            async with self.dispatcher.turn(request) as turn, aclosing(turn.answer()) as chunks:
+                async for chunk in chunks:
+                    await answer.relay(chunk, turn)
+            await answer.end(turn)  # after the turn, so that a slow reader of a whole document holds no slot
+        except RejectedError as error:
+            await answer.fail(from_rejection(error))
+        except ExpiredError:
+            waited = self._clock.now() - request.arrived_at
+            await answer.fail(from_expiry(waited, max(1.0, self._scheduler.load.drain_seconds)))
+        except EngineError as error:
+            await answer.fail(from_engine(error))
+
+    def _request(self, endpoint: str, call: Call, body: bytes, headers: Headers) -> Request:
+        """What the scheduler needs to know. Raises `HttpError` 401 or 404."""
+        tenant = self._tenants.resolve(headers, call.user)
+        models = self._catalogue.models
+        if models is not None and call.model not in models:
+            raise HttpError(
+                404,
+                f"The model {call.model!r} is not served here: use one of {', '.join(models)}.",
+                param="model",
+                code="model_not_found",
+            )
+        now = self._clock.now()
+        request_id = f"{self._id_prefix}-{next(self._ids)}"
+        forwarded = [(name.decode(), headers[name].decode("latin-1")) for name in _FORWARDED if name in headers]
+        return Request(
+            id=request_id,
+            tenant=tenant,
+            tier=effective_tier(tenant, call.asked_tier),
+            model=call.model,
+            arrived_at=now,
+            prompt=call.prompt,
+            prompt_bytes=call.prompt_bytes,
+            max_tokens=call.max_tokens,
+            expires_at=now + self._max_queue_seconds,
+            payload=Payload(
+                endpoint, body, call.stream, call.wants_usage, (*forwarded, ("x-request-id", request_id))
+            ),
+            payload_bytes=len(body),
+        )
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body. Raises `HttpError` 408, 413 or 415."""
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise HttpError(415, "Send the body uncompressed.", code="unsupported_content_encoding")
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._max_body_bytes:
+            raise self._too_large()
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+                    body += await self._rest_of_body(len(body), receive)
+            except TimeoutError:
+                raise HttpError(408, "The body took too long to arrive.", headers=_CLOSE) from None
+        return body
+
+    async def _rest_of_body(self, num_bytes: int, receive: Receive) -> bytes:
+        pieces = []
+        more = True
+        while more:
+            message = await receive()
+            pieces.append(message.get("body", b""))
+            num_bytes += len(pieces[-1])
+            if num_bytes > self._max_body_bytes:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return b"".join(pieces)
+
+    def _too_large(self) -> HttpError:
+        return HttpError(
+            413,
+            f"The body is larger than the {self._max_body_bytes} bytes that this server accepts.",
+            code="body_too_large",
+            headers=_CLOSE,
+        )
+
+    async def _list_models(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        self._tenants.resolve(headers, None)
+        models = self._catalogue.models or ()
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "driftsched"} for name in models]
+        await respond(send, 200, msgspec.json.encode({"object": "list", "data": data}))
+
+    async def _alive(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await respond(send, 200, b'{"status":"ok"}')
+
+    async def _ready(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        if await self._catalogue.ready():
+            await respond(send, 200, b'{"status":"ready"}')
+        else:
+            await respond(send, 503, b'{"status":"no engine can be reached"}')
+
+    async def _export_metrics(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await respond(send, 200, self._metrics(), content_type=METRICS_CONTENT_TYPE)
+
+
+def _request_id(headers: Headers, otherwise: str) -> bytes:
+    """The client's own id for its request if it is fit to be sent back, else ours."""
+    theirs = headers.get(b"x-request-id", b"")
+    fit = 0 < len(theirs) <= MAX_REQUEST_ID_BYTES and theirs.isascii() and theirs.decode().isprintable()
+    return theirs if fit else otherwise.encode()
+
+
+async def _until_gone(receive: Receive) -> None:
+    """Returns when the client has left; bytes of a pipelined request in between are nobody's business here."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,133 @@
+"""Between the two forms of an answer: a stream of chunks, and one document.
+
+The gateway always asks engines to stream, whatever the client asked for: it sees the tokens as they come, and some
+engines notice that a client left only while they stream to it.
+"""
+
+from typing import Any
+
+import msgspec
+
+_decode = msgspec.json.decode
+_encode = msgspec.json.encode
+
+_REPLACED = frozenset({"id", "index", "name", "object", "role", "type", "model", "finish_reason", "stop_reason"})
+"""Strings that a later chunk states anew; every other string in a delta continues the one before."""
+
+
+class Assembler:
+    """Puts the chunks of a stream together into the document that a call without `stream` is answered with."""
+
+    def __init__(self) -> None:
+        self._document: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._texts: dict[int, list[str]] = {}  # the content, the part that grows long, in pieces
+
+    def feed(self, data: bytes) -> None:
+        """Whole server-sent events, as an engine adapter yields them."""
+        for line in data.split(b"\n"):
+            if line.startswith(b"data:"):
+                payload = line[5:].strip()
+                if payload != b"[DONE]":
+                    self._add(_decode(payload))
+
+    def document(self) -> bytes:
+        """The whole answer as JSON."""
+        return _encode(
+            {
+                **self._document,
+                "object": self._document.get("object", "").removesuffix(".chunk"),
+                "choices": [self._choice(index) for index in sorted(self._choices)],
+                "usage": self._document.get("usage"),
+            }
+        )
+
+    def _add(self, chunk: dict[str, Any]) -> None:
+        for choice in chunk.pop("choices", ()):
+            self._add_choice(choice)
+        _merge(self._document, chunk, replace_strings=True)
+
+    def _add_choice(self, choice: dict[str, Any]) -> None:
+        index = choice.pop("index", 0)
+        so_far = self._choices.setdefault(index, {})
+        delta = choice.pop("delta", None)
+        if delta is not None:
+            self._append_text(index, delta.pop("content", None))
+            _merge(so_far.setdefault("message", {}), delta)
+        else:
+            self._append_text(index, choice.pop("text", None))
+        _merge(so_far, choice)
+
+    def _append_text(self, index: int, text: str | None) -> None:
+        if text is not None:
+            self._texts.setdefault(index, []).append(text)
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        choice = dict(self._choices[index])
+        text = "".join(self._texts[index]) if index in self._texts else None
+        message = choice.pop("message", None)
+        logprobs, finish_reason = choice.pop("logprobs", None), choice.pop("finish_reason", None)
+        said = {"text": text or ""} if message is None else {"message": _message(message, text)}
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason, **choice}
+
+
+def is_document(data: bytes) -> bool:
+    """True for one JSON document, False for server-sent events."""
+    return data[:1] in (b"{", b"[") or data[:16].lstrip()[:1] == b"{"
+
+
+def as_stream(document: bytes, *, wants_usage: bool) -> bytes:
+    """A whole answer as a stream of one chunk, for a client that asked to stream of an engine that cannot."""
+    fields = _decode(document)
+    usage = fields.pop("usage", None)
+    fields["object"] = {"chat.completion": "chat.completion.chunk"}.get(fields.get("object"), fields.get("object"))
+    for choice in fields.get("choices", ()):
+        if "message" in choice:
+            choice["delta"] = choice.pop("message")
+            for position, call in enumerate(choice["delta"].get("tool_calls") or ()):
+                call.setdefault("index", position)
+    events = [fields]
+    if wants_usage:
+        events.append({**fields, "choices": [], "usage": usage})
+    return b"".join(b"data: " + _encode(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+
+
+def _message(message: dict[str, Any], text: str | None) -> dict[str, Any]:
+    """The message of a chat answer: tool calls lose the index that only a stream needs."""
+    calls = message.get("tool_calls")
+    if calls:
+        message = {**message, "tool_calls": [{k: v for k, v in call.items() if k != "index"} for call in calls]}
+    return {
+        "role": message.get("role") or "assistant",
+        "content": text,
+        **{k: v for k, v in message.items() if k != "role"},
+    }
+
+
+def _merge(into: dict[str, Any], delta: dict[str, Any], *, replace_strings: bool = False) -> None:
+    """Add what `delta` says to `into`, as the increments of a stream are meant."""
+    for key, value in delta.items():
+        known = into.get(key)
+        if value is None:
+            into.setdefault(key, None)
+        elif known is None:
+            into[key] = value
+        elif isinstance(value, str):
+            into[key] = value if replace_strings or key in _REPLACED else known + value
+        elif isinstance(value, dict):
+            _merge(known, value, replace_strings=replace_strings)
+        elif isinstance(value, list):
+            _merge_lists(known, value)
+        else:
+            into[key] = value
+
+
+def _merge_lists(into: list[Any], delta: list[Any]) -> None:
+    """Items with an index continue the item of that index; others follow."""
+    for item in delta:
+        index = item.get("index") if isinstance(item, dict) else None
+        same = next((known for known in into if isinstance(known, dict) and known.get("index") == index), None)
+        if index is None or same is None:
+            into.append(item)
+        else:
+            _merge(same, item)

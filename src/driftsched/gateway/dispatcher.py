@@ -1,0 +1,144 @@
+"""Where requests wait for their turn: the scheduler's decisions, turned into tasks that go on."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from time import monotonic
+
+from driftsched.core.errors import EngineError
+from driftsched.core.model import Request, Ticket, Usage
+from driftsched.core.protocols import Chunk, Clock, Engine
+from driftsched.core.scheduler import Scheduler
+from driftsched.gateway.errors import ExpiredError
+
+PROGRESS_TOKENS = 64
+"""How many tokens an answer grows by between two part-way settlements."""
+
+
+class MonotonicClock:
+    """Seconds of this process."""
+
+    def now(self) -> float:
+        return monotonic()
+
+
+class Turn:
+    """A request that was dispatched, until its account is settled.
+
+    Whoever holds the turn reads `answer()`; what passes by is counted here, so that the account is right however
+    the reading ends.
+    """
+
+    def __init__(self, ticket: Ticket, position: int, scheduler: Scheduler, engine: Engine, clock: Clock) -> None:
+        self.ticket = ticket
+        self.position = position
+        self.dispatched_at = 0.0
+        self.completion_tokens = 0
+        self.finish_reason: str | None = None
+        self._reported: Usage | None = None
+        self._scheduler = scheduler
+        self._engine = engine
+        self._clock = clock
+
+    @property
+    def usage(self) -> Usage:
+        """What the engine stated, else what was counted."""
+        return self._reported or Usage(self.ticket.request.prompt_tokens, self.completion_tokens)
+
+    @property
+    def queue_seconds(self) -> float:
+        return self.dispatched_at - self.ticket.request.arrived_at
+
+    async def answer(self) -> AsyncGenerator[Chunk, None]:
+        """The engine's answer, piece by piece. Raises `EngineError`. To be read once."""
+        report_at = 1
+        async with aclosing(self._engine.generate(self.ticket.request)) as chunks:
+            async for chunk in chunks:
+                self.completion_tokens = chunk.completion_tokens
+                self._reported = chunk.usage or self._reported
+                self.finish_reason = chunk.finish_reason or self.finish_reason
+                if chunk.completion_tokens >= report_at:
+                    report_at = chunk.completion_tokens + PROGRESS_TOKENS
+                    counted = Usage(self.ticket.request.prompt_tokens, chunk.completion_tokens)
+                    await self._scheduler.progress(self.ticket.id, counted, self._clock.now())
+                yield chunk
+
+
+class Dispatcher:
+    """Parks each request until the scheduler calls it, and settles it exactly once."""
+
+    def __init__(self, scheduler: Scheduler, engine: Engine, clock: Clock, *, alarm_seconds: float = 0.25) -> None:
+        """`alarm_seconds`: how often waiting requests are looked through for expired ones."""
+        self._scheduler = scheduler
+        self._engine = engine
+        self._clock = clock
+        self._alarm_seconds = alarm_seconds
+        self._parked: dict[str, asyncio.Future[None]] = {}  # each owned by the task in `turn` that waits on it
+        self._lock = asyncio.Lock()
+        self._alarm: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def turn(self, request: Request) -> AsyncIterator[Turn]:
+        """Wait in line; inside the block it is the request's turn; after it, its account is settled.
+
+        Raises `RejectedError` at once or `ExpiredError` after a while if there is no turn. An `EngineError` inside
+        the block settles the request as failed, any other exception (a cancellation: the client left) as evicted.
+        """
+        ticket = await self._scheduler.submit(request, self._clock.now())
+        turn = Turn(ticket, self._scheduler.load.num_waiting, self._scheduler, self._engine, self._clock)
+        try:
+            await self._called(ticket)
+            turn.dispatched_at = self._clock.now()
+            yield turn
+        except EngineError as error:
+            await self._scheduler.fail(ticket.id, turn.usage, error.kind, self._clock.now())
+            raise
+        except BaseException:
+            await self._scheduler.cancel(ticket, turn.usage, self._clock.now())
+            raise
+        else:
+            await self._scheduler.finish(ticket.id, turn.usage, turn.finish_reason or "stop", self._clock.now())
+        finally:
+            await self.dispatch()
+
+    async def dispatch(self) -> None:
+        """Give every free slot to whoever is next."""
+        async with self._lock:
+            while ticket := await self._scheduler.dispatch(self._clock.now()):
+                parked = self._parked.get(ticket.id)
+                if parked is None or parked.done():  # it left between its call and this line
+                    await self._scheduler.cancel(ticket, Usage(), self._clock.now())
+                else:
+                    parked.set_result(None)
+
+    async def expire(self) -> None:
+        """Send away every request that waited too long."""
+        for ticket in await self._scheduler.expire(self._clock.now()):
+            parked = self._parked.get(ticket.id)
+            if parked is not None and not parked.done():
+                parked.set_exception(ExpiredError())
+
+    def start(self) -> None:
+        """Set the alarm that looks for expired requests. Call inside a running loop, once."""
+        self._alarm = asyncio.get_running_loop().create_task(self._ring())
+
+    async def close(self) -> None:
+        """Accept nothing more and stop the alarm; turns under way are their tasks' own."""
+        self._scheduler.close()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            await asyncio.gather(self._alarm, return_exceptions=True)
+
+    async def _called(self, ticket: Ticket) -> None:
+        """Wait until the ticket is dispatched. Raises `ExpiredError`."""
+        parked = self._parked[ticket.id] = asyncio.get_running_loop().create_future()
+        try:
+            await self.dispatch()
+            await parked
+        finally:
+            del self._parked[ticket.id]
+
+    async def _ring(self) -> None:
+        while True:
+            await asyncio.sleep(self._alarm_seconds)
+            await self.expire()

@@ -1,0 +1,77 @@
+"""Every failure in OpenAI's shape, with what the official SDKs look at: status, code and retry headers."""
+
+from math import ceil
+
+import msgspec
+
+from driftsched.core.errors import EngineError, RejectedError
+
+
+class HttpError(Exception):
+    """An answer other than the one that was asked for."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+        body: bytes | None = None,
+    ) -> None:
+        """`body` replaces the document made from the other arguments."""
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.body = body or error_document(message, type, param, code)
+
+
+class ExpiredError(Exception):
+    """The request waited in the queue for as long as it may."""
+
+
+def error_document(message: str, type_: str, param: str | None = None, code: str | None = None) -> bytes:
+    """The four keys that OpenAI's clients require, all always there."""
+    return msgspec.json.encode({"error": {"message": message, "type": type_, "param": param, "code": code}})
+
+
+def from_rejection(error: RejectedError) -> HttpError:
+    """429 when retrying helps; 503 when this server is going away."""
+    return HttpError(
+        503 if error.reason == "shutting_down" else 429,
+        str(error),
+        type="server_error" if error.reason == "shutting_down" else "rate_limit_error",
+        code=error.reason,
+        headers=retry_headers(error.retry_after_seconds),
+    )
+
+
+def from_expiry(waited_seconds: float, retry_after_seconds: float) -> HttpError:
+    return HttpError(
+        429,
+        f"The request waited {waited_seconds:.0f} seconds in the queue without a turn. Retry later.",
+        type="rate_limit_error",
+        code="queue_timeout",
+        headers=retry_headers(retry_after_seconds),
+    )
+
+
+def from_engine(error: EngineError) -> HttpError:
+    """The engine's own document and Retry-After when it sent them."""
+    return HttpError(
+        error.status,
+        str(error),
+        type="invalid_request_error" if error.status < 500 else "server_error",
+        code=error.kind,
+        headers=(("retry-after", error.retry_after),) if error.retry_after else (),
+        body=error.body,
+    )
+
+
+def retry_headers(seconds: float | None) -> tuple[tuple[str, str], ...]:
+    """`Retry-After` in both forms the SDKs read; told not to retry when there is no point in it."""
+    if seconds is None:
+        return (("x-should-retry", "false"),)
+    return (("retry-after", str(ceil(seconds))), ("retry-after-ms", str(round(seconds * 1000))))

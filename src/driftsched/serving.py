@@ -1,0 +1,145 @@
+"""Everything wired together and served: the composition behind `driftsched serve`."""
+
+import asyncio
+import gc
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+import uvloop
+
+from driftsched import __version__
+from driftsched.config import EngineSettings, Settings
+from driftsched.core.errors import ConfigError
+from driftsched.core.protocols import Engine, Listener
+from driftsched.core.scheduler import Scheduler
+from driftsched.engines.openai import OpenAIEngine
+from driftsched.engines.pool import EnginePool
+from driftsched.estimators import create_counter, create_estimator
+from driftsched.estimators.categories import KeywordClassifier
+from driftsched.estimators.describe import PromptDescriber
+from driftsched.gateway.app import Gateway, Readiness
+from driftsched.gateway.catalogue import DEFAULT_SLOTS, Catalogue
+from driftsched.gateway.dispatcher import MonotonicClock
+from driftsched.gateway.tenants import KeyedTenants, OpenTenants
+from driftsched.policies import create_policy
+from driftsched.queues.memory import MemoryQueue
+from driftsched.telemetry.prometheus import PrometheusListener
+
+BACKLOG = 4096
+"""Connections the kernel may hold before they are accepted."""
+
+
+def build_gateway(
+    settings: Settings,
+    *,
+    engine: Engine,
+    queue: MemoryQueue,
+    catalogue: Readiness,
+    listeners: Sequence[Listener] = (),
+) -> Gateway:
+    """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`."""
+    policy, estimator, counter = settings.policy, settings.estimator, settings.token_counter
+    metrics = PrometheusListener(policy=policy.name, estimator=estimator.name, version=__version__)
+    scheduler = Scheduler(
+        policy=create_policy(policy.name, **policy.options),
+        estimator=create_estimator(estimator.name, **estimator.options),
+        describer=PromptDescriber(KeywordClassifier(), create_counter(counter.name, **counter.options)),
+        queue=queue,
+        bounds=settings.limits.bounds(),
+        max_wait_seconds=settings.max_wait_by_tier(),
+        listeners=(metrics, *listeners),
+    )
+    metrics.watch(lambda: scheduler.load)
+    return Gateway(
+        scheduler=scheduler,
+        engine=engine,
+        catalogue=catalogue,
+        tenants=KeyedTenants(settings.key_digests()) if settings.keyed else OpenTenants(settings.known_tenants()),
+        clock=MonotonicClock(),
+        policy_name=policy.name,
+        metrics=metrics.export,
+        max_body_bytes=settings.limits.max_body_bytes,
+        max_queue_seconds=settings.limits.max_queue_seconds,
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then let what was admitted finish. Raises `ConfigError`."""
+    settings.check()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    engines = [_http_engine(engine) for engine in settings.engines]
+    fixed = {e.name for e, s in zip(engines, settings.engines, strict=True) if s.max_inflight is not None}
+    pool = EnginePool([(e, s.max_inflight or DEFAULT_SLOTS) for e, s in zip(engines, settings.engines, strict=True)])
+    queue = MemoryQueue(pool.slots)
+
+    async def use_slots(engine: str, slots: int) -> None:
+        if engine not in fixed:
+            pool.set_slots(engine, slots)
+            await queue.resize(pool.slots)
+
+    catalogue = Catalogue(engines, on_slots=use_slots)
+    try:
+        gateway = build_gateway(settings, engine=pool, queue=queue, catalogue=catalogue)
+        listener = listen(settings.host, settings.port)
+        await catalogue.start()
+        gc.collect()
+        gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
+        await run_app(gateway, listener, "driftsched", drain_seconds=settings.limits.drain_seconds)
+    finally:
+        await catalogue.close()
+        await pool.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises `ConfigError` if the address cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error}") from None
+
+
+async def run_app(app: object, listener: socket.socket, what: str, *, drain_seconds: float = 5.0) -> None:
+    """Serve an ASGI application on `listener` until a signal, and say on stderr when it is ready."""
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]  # uvicorn's own types want a narrower scope than ASGI defines
+        http="httptools",
+        loop="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=round(drain_seconds),
+    )
+    await _Server(config, what).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, what: str) -> None:
+        super().__init__(config)
+        self._what = what
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if sockets and self.started:
+            host, port = sockets[0].getsockname()[:2]
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            print(f"{self._what} listens on {url}", file=sys.stderr, flush=True)
+
+
+def _http_engine(settings: EngineSettings) -> OpenAIEngine:
+    api_key = None
+    if settings.api_key_env is not None:
+        api_key = os.environ.get(settings.api_key_env)
+        if not api_key:
+            raise ConfigError(f"engines: the environment variable {settings.api_key_env} is not set")
+    return OpenAIEngine(settings.url, name=settings.name, api_key=api_key, max_inflight=settings.max_inflight)

@@ -1,0 +1,133 @@
+"""Prometheus metrics. What each means is defined in docs/metrics.md; tenants are no label, they are unbounded."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+
+from driftsched.core.events import (
+    Admitted,
+    Dispatched,
+    Event,
+    Evicted,
+    Failed,
+    Finished,
+    FirstToken,
+    Recalibrated,
+    Rejected,
+)
+from driftsched.core.model import Load, Tier
+
+SECONDS_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+TOKENS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+MAX_BIAS_SERIES = 200
+"""Pairs of model and category whose bias is exported; model names can come from clients, so there is an end to it."""
+
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+class PrometheusListener:
+    """Counts and times every event. Own registry, so that several may live in one process."""
+
+    def __init__(self, *, policy: str, estimator: str, version: str) -> None:
+        self.registry = CollectorRegistry()
+        r: dict[str, Any] = {"registry": self.registry}
+        tier, reason, error = ["tier"], ["tier", "reason"], ["tier", "error"]
+        self._submitted = _per_tier(Counter("driftsched_requests_submitted", "Requests that asked", tier, **r))
+        self._finished = _per_tier(Counter("driftsched_requests_finished", "Requests answered in full", tier, **r))
+        self._rejected = Counter("driftsched_requests_rejected", "Requests never queued", reason, **r)
+        self._evicted = Counter("driftsched_requests_evicted", "Requests that left before the end", reason, **r)
+        self._failed = Counter("driftsched_requests_failed", "Requests that the engine failed", error, **r)
+        self._overdue = _per_tier(Counter("driftsched_overdue_dispatches", "Served at maximum wait", tier, **r))
+        self._prompt = _per_tier(Counter("driftsched_prompt_tokens", "Prompt tokens served", tier, **r))
+        self._completion = _per_tier(Counter("driftsched_completion_tokens", "Tokens generated", tier, **r))
+        s: dict[str, Any] = {**r, "buckets": SECONDS_BUCKETS}
+        self._queue = _per_tier(Histogram("driftsched_queue_seconds", "Arrival to dispatch", tier, **s))
+        self._ttft = _per_tier(Histogram("driftsched_ttft_seconds", "Arrival to first token", tier, **s))
+        self._e2e = _per_tier(Histogram("driftsched_e2e_seconds", "Arrival to last token", tier, **s))
+        self._error = Histogram(
+            "driftsched_prediction_error_tokens", "Absolute error", ["category"], buckets=TOKENS_BUCKETS, **r
+        )
+        self._bias = Gauge("driftsched_prediction_bias_ratio", "Correction in force", ["model", "category"], **r)
+        self._bias_series: set[tuple[str, str]] = set()
+        info = Gauge("driftsched_info", "1, labelled with what runs", ["version", "policy", "estimator"], **r)
+        info.labels(version, policy, estimator).set(1)
+        self._by_type: dict[type[Event], Callable[..., None]] = {
+            Admitted: self._on_admitted,
+            Rejected: self._on_rejected,
+            Dispatched: self._on_dispatched,
+            FirstToken: self._on_first_token,
+            Finished: self._on_finished,
+            Evicted: self._on_evicted,
+            Failed: self._on_failed,
+            Recalibrated: self._on_recalibrated,
+        }
+
+    def watch(self, load: Callable[[], Load]) -> None:
+        """Export what waits and what is in flight, read at each scrape. Call once."""
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "driftsched_waiting_requests": ("Requests in the queue now", lambda: load().num_waiting),
+            "driftsched_inflight_requests": ("Requests at the engines now", lambda: load().num_inflight),
+            "driftsched_waiting_tokens": ("Predicted tokens of what waits", lambda: load().waiting_tokens),
+            "driftsched_throughput_tokens_per_second": ("Lately, while busy", lambda: load().tokens_per_second),
+        }
+        for name, (text, value) in gauges.items():
+            Gauge(name, text, registry=self.registry).set_function(value)
+
+    def export(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def __call__(self, event: Event) -> None:
+        self._by_type[type(event)](event)
+
+    def _on_admitted(self, event: Admitted) -> None:
+        self._submitted[event.ticket.request.tier].inc()
+
+    def _on_rejected(self, event: Rejected) -> None:
+        self._submitted[event.request.tier].inc()
+        self._rejected.labels(event.request.tier.label, event.reason).inc()
+
+    def _on_dispatched(self, event: Dispatched) -> None:
+        self._queue[event.ticket.request.tier].observe(event.queue_seconds)
+        if event.overdue:
+            self._overdue[event.ticket.request.tier].inc()
+
+    def _on_first_token(self, event: FirstToken) -> None:
+        request = event.ticket.request
+        self._ttft[request.tier].observe(event.at - request.arrived_at)
+
+    def _on_finished(self, event: Finished) -> None:
+        request = event.ticket.request
+        self._finished[request.tier].inc()
+        self._prompt[request.tier].inc(event.usage.prompt_tokens)
+        self._completion[request.tier].inc(event.usage.completion_tokens)
+        self._e2e[request.tier].observe(event.at - request.arrived_at)
+        if event.finish_reason != "length":  # the true length of a truncated answer is unknown
+            error = abs(event.usage.completion_tokens - event.ticket.estimate.completion_tokens)
+            self._error.labels(request.category).observe(error)
+
+    def _on_evicted(self, event: Evicted) -> None:
+        tier = event.ticket.request.tier
+        self._evicted.labels(tier.label, event.reason).inc()
+        self._prompt[tier].inc(event.usage.prompt_tokens)
+        self._completion[tier].inc(event.usage.completion_tokens)
+
+    def _on_failed(self, event: Failed) -> None:
+        tier = event.ticket.request.tier
+        self._failed.labels(tier.label, event.error).inc()
+        self._prompt[tier].inc(event.usage.prompt_tokens)
+        self._completion[tier].inc(event.usage.completion_tokens)
+
+    def _on_recalibrated(self, event: Recalibrated) -> None:
+        series = (event.model, event.category)
+        if series in self._bias_series or len(self._bias_series) < MAX_BIAS_SERIES:
+            self._bias_series.add(series)
+            self._bias.labels(*series).set(event.bias_after)
+
+
+def _per_tier(metric: M) -> dict[Tier, M]:
+    """One child per tier, there from the start: a series that is absent until its first event breaks `rate()`."""
+    return {tier: metric.labels(tier.label) for tier in Tier}
