@@ -76,7 +76,9 @@ def serve(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     engines = [_http_engine(engine) for engine in settings.engines]
     fixed = {e.name for e, s in zip(engines, settings.engines, strict=True) if s.max_inflight is not None}
-    pool = EnginePool([(e, s.max_inflight or DEFAULT_SLOTS) for e, s in zip(engines, settings.engines, strict=True)])
+    pool = EnginePool(
+        [(e, s.max_inflight or DEFAULT_SLOTS) for e, s in zip(engines, settings.engines, strict=True)]
+    )
     queue = MemoryQueue(pool.slots)
 
     async def use_slots(engine: str, slots: int) -> None:
