@@ -1,0 +1,419 @@
+"""Any OpenAI-compatible server over HTTP: vLLM, SGLang, llama-server, Ollama and the like."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+from types import SimpleNamespace
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from driftsched.core.errors import ConfigError, EngineError
+from driftsched.core.model import Request
+from driftsched.core.protocols import Chunk, Saturation
+from driftsched.engines.failures import refusal
+from driftsched.engines.payload import Payload
+from driftsched.engines.sse import EventScanner
+from driftsched.engines.wire import document_chunk, upstream_body
+
+EngineKind = Literal["llama.cpp", "vllm", "sglang", "ollama", "generic"]
+
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+"""Largest answer accepted in one piece."""
+MAX_ERROR_BYTES = 64 * 1024
+"""Largest error document read; of a longer one only the status counts."""
+
+READ_BUFFER_BYTES = 256 * 1024
+KEEPALIVE_SECONDS = 4.0  # llama-server and uvicorn (vLLM, SGLang) close a connection after 5 s of silence: be first
+UNHEALTHY_SECONDS = 1.0
+END_OF_BODY_SECONDS = 0.5  # how long an engine that has said [DONE] may take to end the body
+PROBE_SECONDS = 3.0
+LARGE_BODY_BYTES = 1024 * 1024  # from here on aiohttp wants a body as a file, which it sends piece by piece
+
+# Not for the engine: the client's credentials, what belongs to one connection, and X-Conversation-Id, which makes
+# llama-server go on generating after the connection is closed.
+_STRIPPED_HEADERS = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-conversation-id"}
+    | {"host", "content-type", "content-length", "content-encoding", "accept-encoding", "connection", "keep-alive"}
+    | {"te", "trailer", "transfer-encoding", "upgrade", "expect"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What an engine tells about itself."""
+
+    models: tuple[str, ...]
+    slots: int | None
+    """Requests it serves at the same time; None if it does not say."""
+    kind: EngineKind
+
+
+class OpenAIEngine:
+    """A model server reached over HTTP, always asked to stream.
+
+    `url` is `http://host:port`, with or without `/v1`. `api_key` is the gateway's own key for the engine.
+    `max_inflight` (>= 1) is what `saturation` measures against; None means that the engine never counts as full.
+    Seconds are > 0: `connect_timeout_seconds` to resolve and connect, `first_byte_timeout_seconds` from the call to
+    the first byte of the answer (the engine's own queue and the prompt included), `idle_timeout_seconds` between
+    two reads after that. Raises `ConfigError` if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str | None = None,
+        api_key: str | None = None,
+        max_inflight: int | None = None,
+        connect_timeout_seconds: float = 5.0,
+        first_byte_timeout_seconds: float = 600.0,
+        idle_timeout_seconds: float = 120.0,
+    ) -> None:
+        self._root = _server_root(url)
+        self._name = name or urlsplit(self._root).netloc
+        self._max_inflight = None if max_inflight is None else _positive("max_inflight", max_inflight)
+        self._connect_seconds = _positive("connect_timeout_seconds", connect_timeout_seconds)
+        self._first_byte_seconds = _positive("first_byte_timeout_seconds", first_byte_timeout_seconds)
+        self._idle_seconds = _positive("idle_timeout_seconds", idle_timeout_seconds)
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if api_key is not None:
+            if not api_key.isprintable() or not api_key.isascii() or " " in api_key:
+                raise ConfigError(
+                    "api_key holds a space, a line break or another character that no header can carry"
+                )
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._inflight = 0
+        self._unreachable_at: float | None = None
+        # Made on first use, because a session belongs to the loop it was made in. The second one never reuses a
+        # connection: it is where a request goes whose pooled connection turned out to be closed.
+        self._pooled: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        """The answer to `request.payload` (a `Payload`), piece by piece.
+
+        Server-sent events whether or not the client asked for a stream, or one JSON document if what it asked for
+        cannot be streamed (see `upstream_body`) or the engine does not stream. Closing the iterator closes the
+        connection, which stops the engine. Raises `EngineError` as tabled in docs/engines-http.md.
+        """
+        payload = request.payload
+        if not isinstance(payload, Payload):
+            raise TypeError("request.payload must be a driftsched.engines.payload.Payload")
+        body = upstream_body(payload)
+        self._inflight += 1
+        try:
+            answer, block = await self._send(payload, body)
+            try:
+                if not answer.is_event_stream:
+                    yield document_chunk(await answer.rest(block, MAX_DOCUMENT_BYTES))
+                    return
+                scanner = EventScanner()
+                while block:
+                    for chunk in scanner.feed(block):
+                        yield chunk
+                    block = await _next_block(answer, scanner)
+                for chunk in scanner.finish():
+                    yield chunk
+                if scanner.failure is not None:
+                    raise scanner.failure
+            finally:
+                answer.close()
+        finally:
+            self._inflight -= 1
+
+    async def saturation(self) -> Saturation:
+        """Requests in flight against `max_inflight`; unhealthy for a second after it could not be reached."""
+        fraction = min(1.0, self._inflight / self._max_inflight) if self._max_inflight else 0.0
+        since = self._unreachable_at
+        healthy = since is None or asyncio.get_running_loop().time() - since >= UNHEALTHY_SECONDS
+        return Saturation(fraction, healthy)
+
+    async def discover(self) -> Discovery:
+        """Ask the engine for its models, its slots and what it is.
+
+        Only `/v1/models` must answer: raises `EngineError` if it does not, or with something else than a list of
+        models. The other questions are put to every server; an answer without the expected field counts as none.
+        """
+        listing, props, version, server_info, ollama = await asyncio.gather(
+            self._models(),
+            self._probe("/props"),
+            self._probe("/version"),
+            self._probe("/server_info"),
+            self._probe("/api/version"),
+        )
+        owners = [entry.get("owned_by") for entry in listing]
+        slots = _count(props.get("total_slots"))
+        running = _count(server_info.get("max_running_requests"))
+        kind: EngineKind = "generic"
+        if "llamacpp" in owners or slots is not None:
+            kind = "llama.cpp"
+        elif "sglang" in owners or running is not None:
+            kind, slots = "sglang", running
+        elif "vllm" in owners or isinstance(version.get("version"), str):
+            kind = "vllm"
+        elif isinstance(ollama.get("version"), str):
+            kind = "ollama"
+        return Discovery(tuple(entry["id"] for entry in listing), slots, kind)
+
+    async def close(self) -> None:
+        """Close all connections; answers still under way break off."""
+        for session in (self._pooled, self._fresh):
+            if session is not None:
+                await session.close()
+
+    async def _send(self, payload: Payload, body: bytes) -> "tuple[_Answer, bytes]":
+        """The opened answer, whose status is 200, and its first block."""
+        headers = self._headers
+        if payload.headers:
+            passed = {name: value for name, value in payload.headers if name.lower() not in _STRIPPED_HEADERS}
+            headers = passed | headers
+        try:
+            async with asyncio.timeout(self._first_byte_seconds):
+                answer = _Answer(await self._post(self._root + payload.endpoint, headers, body), self._idle_seconds)
+                try:
+                    return answer, await answer.first_block()
+                except BaseException:
+                    answer.close()
+                    raise
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unanswered(error) from error
+
+    def _unanswered(self, error: Exception) -> EngineError:
+        """What it means that no answer began."""
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            self._unreachable_at = asyncio.get_running_loop().time()
+            return EngineError(503, "engine_unreachable", f"cannot connect to the engine {self._name}: {error}")
+        if isinstance(error, TimeoutError):
+            waited = f"{self._first_byte_seconds:g} s"
+            return EngineError(504, "engine_timeout", f"the engine {self._name} sent nothing in {waited}")
+        if isinstance(error, aiohttp.ClientResponseError):
+            return EngineError(502, "garbage", f"the engine {self._name} does not speak HTTP: {error.message}")
+        return EngineError(502, "broken_stream", f"the engine {self._name} closed the connection: {error}")
+
+    async def _post(self, url: str, headers: dict[str, str], body: bytes) -> aiohttp.ClientResponse:
+        """POST on a pooled connection; once more on a fresh one if the pooled one was closed before any answer."""
+        if self._pooled is None:
+            self._pooled = self._session(force_close=False)
+        attempt = _Attempt()
+        try:
+            response = await self._pooled.post(
+                url, data=_sendable(body), headers=headers, allow_redirects=False, trace_request_ctx=attempt
+            )
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not attempt.reused_connection:
+                raise
+            response = await self._unpooled().post(
+                url, data=_sendable(body), headers=headers, allow_redirects=False
+            )
+        self._unreachable_at = None
+        return response
+
+    def _unpooled(self) -> aiohttp.ClientSession:
+        if self._fresh is None:
+            self._fresh = self._session(force_close=True)
+        return self._fresh
+
+    def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
+        # No limit on connections: the scheduler's slots are the limit.
+        connector = (
+            aiohttp.TCPConnector(limit=0, force_close=True)
+            if force_close
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
+        )
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_seconds),
+            read_bufsize=READ_BUFFER_BYTES,
+            trace_configs=None if force_close else [tracing],
+        )
+
+    async def _models(self) -> list[dict[str, Any]]:
+        try:
+            status, document = await self._get("/v1/models")
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineError(
+                503, "engine_unreachable", f"cannot ask {self._root}/v1/models: {str(error) or 'no answer in time'}"
+            ) from error
+        if status != 200:
+            raise refusal(status, document)
+        listing = _object(document).get("data")
+        if not isinstance(listing, list):
+            raise EngineError(502, "garbage", f"{self._root}/v1/models does not answer with a list of models")
+        return [entry for entry in listing if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+    async def _probe(self, path: str) -> dict[str, Any]:
+        try:
+            status, document = await self._get(path)
+        except (aiohttp.ClientError, OSError, EngineError):
+            return {}
+        return _object(document) if status == 200 else {}
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        response = await self._unpooled().get(
+            self._root + path, headers=self._headers, timeout=timeout, allow_redirects=False
+        )
+        answer = _Answer(response, PROBE_SECONDS)
+        try:
+            return response.status, await answer.rest(b"", MAX_DOCUMENT_BYTES)
+        finally:
+            answer.close()
+
+
+class _Attempt:
+    """One try at a request: filled in by the session's tracing."""
+
+    __slots__ = ("reused_connection",)
+
+    def __init__(self) -> None:
+        self.reused_connection = False
+
+
+async def _note_reuse(
+    _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceConnectionReuseconnParams
+) -> None:
+    context.trace_request_ctx.reused_connection = True
+
+
+class _Answer:
+    """An open HTTP answer. It owns the connection until the body has ended or `close` is called.
+
+    One timer per answer watches for silence: a timeout around every read costs more than reading a chunk.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, idle_seconds: float) -> None:
+        self._response = response
+        self._idle_seconds = idle_seconds
+        self._loop = asyncio.get_running_loop()
+        self._waiting_since = inf  # while nobody reads, the silence is not the engine's
+        self._fell_silent = False
+        self._watch = self._loop.call_later(idle_seconds, self._look)
+
+    @property
+    def is_event_stream(self) -> bool:
+        return self._response.headers.get("Content-Type", "").lower().startswith("text/event-stream")
+
+    async def first_block(self) -> bytes:
+        """As `read`, for as long as the caller is willing to wait. Raises the refusal if the status is not 200."""
+        if self._response.status == 200:
+            return await self._response.content.readany()
+        try:
+            document = await self.rest(b"", MAX_ERROR_BYTES)
+        except EngineError:  # too long, or it broke off: the status says enough
+            document = b""
+        raise refusal(self._response.status, document, retry_after=self._response.headers.get("Retry-After"))
+
+    async def read(self) -> bytes:
+        """All that has arrived, or the next that does; empty at the end."""
+        self._waiting_since = self._loop.time()
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            if self._fell_silent:
+                silence = f"{self._idle_seconds:g} s"
+                raise EngineError(504, "engine_timeout", f"the engine fell silent for {silence}") from error
+            raise EngineError(502, "broken_stream", f"the connection to the engine broke off: {error}") from error
+        finally:
+            self._waiting_since = inf
+
+    async def rest(self, block: bytes, max_bytes: int) -> bytes:
+        """The whole body, of which `block` was read before."""
+        blocks = [block]
+        size = len(block)
+        while block := await self.read():
+            blocks.append(block)
+            size += len(block)
+            if size > max_bytes:
+                raise EngineError(502, "garbage", f"the engine's answer is larger than {max_bytes} bytes")
+        return b"".join(blocks)
+
+    async def end(self) -> None:
+        """Wait a moment for the end of the body, so that the connection can serve the next request."""
+        content = self._response.content
+        if not content.at_eof():
+            with suppress(TimeoutError, aiohttp.ClientError, OSError):
+                async with asyncio.timeout(END_OF_BODY_SECONDS):
+                    await content.readany()
+
+    def close(self) -> None:
+        """Close the connection at once, unless the body has ended and it is back in the pool."""
+        self._watch.cancel()
+        self._response.close()
+
+    def _look(self) -> None:
+        silence = max(0.0, self._loop.time() - self._waiting_since)
+        if silence < self._idle_seconds:
+            self._watch = self._loop.call_later(self._idle_seconds - silence, self._look)
+        else:
+            self._fell_silent = True
+            self._response.close()
+
+
+async def _next_block(answer: _Answer, scanner: EventScanner) -> bytes:
+    """The next block of a stream; empty when the engine has nothing more to say. Raises what the scanner found."""
+    if scanner.failure is not None:
+        raise scanner.failure
+    if scanner.done:
+        await answer.end()
+        return b""
+    try:
+        return await answer.read()
+    except EngineError:
+        if scanner.complete:  # only the [DONE] or the end of the body is missing
+            return b""
+        raise
+
+
+def _server_root(url: str) -> str:
+    """`url` without `/v1` and trailing slashes. Raises `ConfigError` naming what is wrong with it."""
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port != 0
+    except ValueError:
+        port_is_valid = False
+    if not port_is_valid:
+        raise ConfigError(f"url {url!r}: the host or port is not valid, write http://host:port")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"url {url!r}: write http://host:port or https://host:port")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("url: leave out the user and password, and give the engine's key as api_key")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"url {url!r}: leave out everything from the '?' or '#' on")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise ConfigError(f"{name} is {value}: it must be greater than 0")
+    return value
+
+
+def _sendable(body: bytes) -> bytes | io.BytesIO:
+    return body if len(body) < LARGE_BODY_BYTES else io.BytesIO(body)
+
+
+def _object(document: bytes) -> dict[str, Any]:
+    """The JSON object in `document`, empty if it is something else."""
+    try:
+        fields = msgspec.json.decode(document)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _count(value: object) -> int | None:
+    """`value` if it can be a number of slots."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

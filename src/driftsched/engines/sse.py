@@ -1,0 +1,161 @@
+"""Server-sent events as engines stream them: cut into chunks, counted, and relayed without touching a byte."""
+
+import re
+
+import msgspec
+
+from driftsched.core.errors import EngineError
+from driftsched.core.model import Usage
+from driftsched.core.protocols import Chunk
+from driftsched.engines.failures import streamed_refusal
+from driftsched.engines.wire import Answer, decode_answer
+
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+"""An event larger than this is not held in memory: the stream fails."""
+
+# An event ends with an empty line; the "\r" of a "\r\n" before it belongs to the line it closes. Lone "\r" line
+# ends, which the specification allows too, are sent by no engine and are not recognised.
+_EVENT_END = re.compile(rb"\n\r?\n")
+
+_DONE = Answer()
+_OPAQUE = Answer()  # a comment, or an event of a shape unknown to us: relayed, and nothing read from it
+
+
+class EventScanner:
+    """Cuts the bytes of one answer into chunks of whole events, and keeps its accounts.
+
+    All chunks joined give the bytes fed, whatever the blocks they came in: a run of events becomes one chunk, but an
+    event which carries usage and nothing else is a chunk of its own (`Chunk.usage_only`). Every choice that adds
+    text, reasoning or a piece of a tool call counts as one completion token until the engine states its usage.
+
+    What goes wrong is kept in `failure` rather than raised, because the chunks before it are still good: deliver
+    what `feed` or `finish` returned, then raise `failure` if it is set. Nothing is read after it.
+    """
+
+    def __init__(self) -> None:
+        self.failure: EngineError | None = None
+        self.done = False
+        """The engine has said `[DONE]`."""
+        self._tail = b""
+        self._completion_tokens = 0
+        self._usage: Usage | None = None  # of the events not yet in a chunk; so is the finish reason
+        self._finish_reason: str | None = None
+        self._unfinished_choices: set[int] = set()
+        self._has_finished_choice = False
+
+    @property
+    def complete(self) -> bool:
+        """The engine has said all it has to say, whether or not it has closed the stream."""
+        return self.done or (self._has_finished_choice and not self._unfinished_choices)
+
+    def feed(self, block: bytes) -> list[Chunk]:
+        """The chunks that `block` completes: none, one, or a few around a usage event."""
+        if self.failure is not None:
+            return []
+        data = self._tail + block if self._tail else block
+        searched = max(0, len(self._tail) - 2)  # an event end may have begun in the last two bytes
+        chunks: list[Chunk] = []
+        sent = end = 0
+        for match in _EVENT_END.finditer(data, searched):
+            start, end = end, match.end()
+            event = self._read(data[start:end])
+            if event is None:
+                end = start
+                break
+            alone = event.is_usage_only()
+            if alone and sent < start:
+                chunks.append(self._chunk(data[sent:start]))
+                sent = start
+            self._account(event)
+            if alone:
+                chunks.append(self._chunk(data[start:end], usage_only=True))
+                sent = end
+        if sent < end:
+            chunks.append(self._chunk(data[sent:end]))
+        self._keep(data[end:])
+        return chunks
+
+    def finish(self) -> list[Chunk]:
+        """What is left when the engine closes the stream: a last event that lacks only its empty line.
+
+        Sets `failure` (502, `broken_stream`) unless the engine said `[DONE]` or every choice has its finish reason.
+        """
+        if self.failure is not None:
+            return []
+        tail, self._tail = self._tail, b""
+        chunks: list[Chunk] = []
+        event = self._read(tail)
+        if event is not None:
+            self._account(event)
+            chunks = [self._chunk(tail, usage_only=event.is_usage_only())] if tail else []
+        elif self.failure is not None and self.failure.kind == "garbage":
+            self.failure = None  # an event cut in the middle: the answer is judged by what came before
+        if self.failure is None and not self.complete:
+            self.failure = EngineError(502, "broken_stream", "the engine stopped before its answer was complete")
+        return chunks
+
+    def _read(self, text: bytes) -> Answer | None:
+        """The event in `text`; None, and `failure` set, if it reports an error or makes no sense."""
+        event = _parse(text)
+        if event is None:
+            self.failure = EngineError(502, "garbage", "the engine streamed an event that is not JSON")
+        elif event.is_error():
+            self.failure = streamed_refusal(_data(text))
+            return None
+        return event
+
+    def _account(self, event: Answer) -> None:
+        if event is _DONE:
+            self.done = True
+        for choice in event.choices or ():
+            if choice.has_content():
+                self._completion_tokens += 1
+            if choice.finish_reason is None:
+                self._unfinished_choices.add(choice.index)
+            else:
+                self._finish_reason = choice.finish_reason
+                self._has_finished_choice = True
+                self._unfinished_choices.discard(choice.index)
+        usage = event.stated_usage()
+        if usage is not None:
+            self._usage = usage
+            # Beside choices it may be the account of one choice out of several; on its own it is the whole account.
+            counted = self._completion_tokens if event.choices else 0
+            self._completion_tokens = max(counted, usage.completion_tokens)
+
+    def _chunk(self, data: bytes, *, usage_only: bool = False) -> Chunk:
+        chunk = Chunk(data, self._completion_tokens, self._usage, usage_only, self._finish_reason)
+        self._usage = self._finish_reason = None
+        return chunk
+
+    def _keep(self, tail: bytes) -> None:
+        if self.failure is None and len(tail) > MAX_EVENT_BYTES:
+            self.failure = EngineError(
+                502, "garbage", f"the engine streamed an event of more than {MAX_EVENT_BYTES} bytes"
+            )
+        self._tail = tail if self.failure is None else b""
+
+
+def _parse(text: bytes) -> Answer | None:
+    """The event in `text`: `_OPAQUE` if it says nothing to us, None if its data is neither JSON nor `[DONE]`."""
+    if text.startswith(b"data:"):  # the ordinary event is one line of JSON, and JSON does not mind the line end
+        try:
+            return decode_answer(text[5:])
+        except (msgspec.DecodeError, RecursionError):
+            pass
+    data = _data(text)
+    if not data:
+        return _OPAQUE
+    if data == b"[DONE]":
+        return _DONE
+    try:
+        return decode_answer(data)
+    except (msgspec.ValidationError, RecursionError):
+        return _OPAQUE
+    except msgspec.DecodeError:
+        return None
+
+
+def _data(text: bytes) -> bytes:
+    """The data lines of an event, joined as the specification of server-sent events says."""
+    return b"\n".join(line[5:] for line in text.splitlines() if line.startswith(b"data:")).strip()
