@@ -72,9 +72,9 @@ class BytesCounter:
 
     def learn(self, request: Request, usage: Usage) -> None:
         """Follows the geometric mean. Counts outside 0.25 .. 32 bytes per token (images, errors) are left out."""
-        if not 0 < usage.prompt_tokens * MIN_BYTES_PER_TOKEN <= request.prompt_bytes:
-            return
-        if request.prompt_bytes > usage.prompt_tokens * MAX_BYTES_PER_TOKEN:
+        fewest = request.prompt_bytes / MAX_BYTES_PER_TOKEN
+        most = request.prompt_bytes / MIN_BYTES_PER_TOKEN
+        if not 0 < fewest <= usage.prompt_tokens <= most:
             return
         density = self._densities.write(request.model)
         density.num_learnt += 1
