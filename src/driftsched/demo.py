@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -63,6 +63,8 @@ class Scene:
 
 
 KINDS = {"short_qa": 0.40, "summary": 0.25, "technical": 0.20, "report": 0.15}
+SPEED = 6.0
+"""Simulated seconds per second."""
 DRIFT_SHARE = 1 / 3
 SETTLED_SHARE = 2 / 3
 """From here on the correction has had time to converge: the last third of a run."""
@@ -72,9 +74,9 @@ TENANTS = {"acme": Tier.PREMIUM, "globex": Tier.STANDARD, "initech": Tier.BATCH}
 
 def simulated_scene(seconds: float, seed: int) -> Scene:
     """An L4 that runs faster than the clock, so that a run of seconds holds enough requests to speak of."""
-    at = f"at={seconds * DRIFT_SHARE:.3f}s"
+    at = f"at={seconds * DRIFT_SHARE * SPEED:.3f}s"
     drifts = (f"{at},factor=5,category=short_qa", f"{at},factor=0.4,category=report")
-    options = ["--profile", "demo", "--slots", "16", "--speed", "6", "--seed", str(seed), "--port", "0"]
+    options = ["--profile", "demo", "--slots", "16", "--speed", f"{SPEED:g}", "--seed", str(seed), "--port", "0"]
     for drift in drifts:
         options += ["--drift", drift]
     return Scene(
@@ -85,7 +87,7 @@ def simulated_scene(seconds: float, seed: int) -> Scene:
         kinds=KINDS,
         max_tokens=dict.fromkeys(KINDS, 4096),
         drift_share=DRIFT_SHARE,
-        note="simulated L4 with Qwen1.5-1.8B at 6 x speed, 16 slots; short_qa x5 and report x0.4 from 1/3 on",
+        note=f"simulated L4 with Qwen1.5-1.8B at {SPEED:g} x speed, 16 slots; from 1/3 on short_qa x5, report x0.4",
     )
 
 
@@ -159,10 +161,10 @@ async def _gateway(scene: Scene, arm: Arm) -> AsyncIterator[str]:
             "estimator": {"name": arm.estimator},
             "tenants": [{"id": name, "tier": tier.label} for name, tier in TENANTS.items()],
         }
-        with tempfile.TemporaryDirectory(prefix="driftsched-") as folder:
-            path = Path(folder, "demo.yaml")
-            path.write_text(yaml.safe_dump(settings))
-            async with running("serve", "--config", str(path), "--port", "0") as url:
+        with tempfile.NamedTemporaryFile("w", prefix="driftsched-", suffix=".yaml") as file:
+            yaml.safe_dump(settings, file)
+            file.flush()
+            async with running("serve", "--config", file.name, "--port", "0") as url:
                 yield url
 
 
@@ -227,18 +229,14 @@ def _error_table(results: dict[Arm, list[Hit]], seconds: float) -> list[str]:
     lines = ["[bold]prediction error, tokens   before the drift   just after   settled (last third)[/]"]
     for arm in (Arm("sjf", "static"), Arm("sjf", "calibrated")):
         before, after, settled = (mean_absolute_error(part) for part in _phases(results[arm], seconds))
-        lines.append(
-            f"feedback {arm.feedback:3}             {_tokens(before):>12}    {_tokens(after):>12}    {_tokens(settled):>9}"
-        )
+        lines.append(f"feedback {arm.feedback:16}{_tokens(before)}{_tokens(after):>16}{_tokens(settled):>13}")
     return lines
 
 
 def _phases(hits: list[Hit], seconds: float) -> tuple[list[Hit], list[Hit], list[Hit]]:
     """By arrival: up to the drift, while the correction converges, after that."""
     bounds = (0.0, seconds * DRIFT_SHARE, seconds * SETTLED_SHARE, float("inf"))
-    first, second, third = (
-        [hit for hit in hits if low <= hit.shot.at < high] for low, high in zip(bounds, bounds[1:], strict=False)
-    )
+    first, second, third = ([hit for hit in hits if low <= hit.shot.at < high] for low, high in pairwise(bounds))
     return first, second, third
 
 

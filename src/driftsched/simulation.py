@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from driftsched.engines.lengths import LengthLaw, parse_drift
+from driftsched.engines.lengths import LengthLaw, get_length_profile, parse_drift
 from driftsched.engines.model import BatchModel, Mode
 from driftsched.engines.presets import get_hardware
 from driftsched.engines.simulated import SimulatedEngine
@@ -20,6 +20,7 @@ def simulated_engine(
     seed: int = 1,
 ) -> SimulatedEngine:
     """An engine on the wall clock, `speed` simulated seconds a second. Raises `ConfigError`."""
-    lengths = LengthLaw.from_profile(profile, seed=seed, drifts=[parse_drift(text) for text in drifts])
+    law = get_length_profile(profile)
+    lengths = LengthLaw(law.means, law.cv, seed, [parse_drift(text) for text in drifts])
     model = BatchModel(get_hardware(hardware), mode=mode, max_num_seqs=slots)
     return SimulatedEngine(model, lengths, KeywordClassifier().classify, speed=speed)

@@ -83,7 +83,8 @@ async def fire(
 ) -> list[Hit]:
     """Send every shot at its instant to the OpenAI server at `url`, wait for all answers, and report in that order.
 
-    `shots` must be sorted by instant. Failures are reported, never raised; `on_change` is called whenever a request was sent or answered.
+    `shots` must be sorted by instant. Failures are reported, never raised; `on_change` is called whenever a request
+    was sent or answered.
     """
     progress = Progress(len(shots), hits=[Hit(shot) for shot in shots])
     timeout = aiohttp.ClientTimeout(total=timeout_seconds)
