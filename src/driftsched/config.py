@@ -47,6 +47,14 @@ class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """SHA-256 of each of its API keys, in hex. Keys themselves are never written down."""
 
 
+class MaxWaitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds after which a waiting request is served next, whatever the policy says, by tier."""
+
+    premium: float = 60.0
+    standard: float = 180.0
+    batch: float = 600.0
+
+
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes and times. Every one is a bound: nothing here may grow or wait for ever."""
 
@@ -56,8 +64,7 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting_bytes: int = 1 << 30
     max_queue_seconds: float = 600.0
     """A request that waited so long is sent away with 429."""
-    max_wait_seconds: dict[str, float] = {"premium": 60.0, "standard": 180.0, "batch": 600.0}
-    """By tier: a request that waited so long is served next, whatever the policy says."""
+    max_wait_seconds: MaxWaitSettings = MaxWaitSettings()
     drain_seconds: float = 60.0
     """On SIGTERM, how long requests already admitted may take to finish."""
 
@@ -102,7 +109,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [(digest, _tenant(settings)) for settings in self.tenants for digest in settings.keys_sha256]
 
     def max_wait_by_tier(self) -> dict[Tier, float]:
-        return {Tier.parse(label): seconds for label, seconds in self.limits.max_wait_seconds.items()}
+        return {tier: getattr(self.limits.max_wait_seconds, tier.label) for tier in Tier}
 
     def check(self) -> None:
         """Raises `ConfigError` for values that fit their type and still make no sense."""
@@ -182,8 +189,7 @@ def _check_limits(limits: LimitSettings) -> None:
             raise ConfigError(f"limits.{name}: must be greater than 0, not {getattr(limits, name)}")
     if limits.drain_seconds < 0:
         raise ConfigError(f"limits.drain_seconds: must not be negative, but is {limits.drain_seconds}")
-    for label, seconds in limits.max_wait_seconds.items():
-        _check_tier("limits.max_wait_seconds", label)
+    for label, seconds in msgspec.structs.asdict(limits.max_wait_seconds).items():
         if not seconds > 0:
             raise ConfigError(f"limits.max_wait_seconds.{label}: must be greater than 0, not {seconds}")
 

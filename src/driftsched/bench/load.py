@@ -148,7 +148,7 @@ class _Usage(msgspec.Struct):
     completion_tokens: int
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
 
 
