@@ -50,7 +50,7 @@ class _ChatBody(_Body, kw_only=True):
 
 
 class _CompletionBody(_Body, kw_only=True):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _texts(message: _Message) -> list[str]:
     return [part.text for part in message.content or () if part.text]
 
 
-def _prompt_text(prompt: str | list[str] | list[int] | list[list[int]]) -> tuple[str, int]:
+def _prompt_text(prompt: str | list[str | int | list[int]]) -> tuple[str, int]:
     """Head of the prompt and its length; a prompt of token ids has no text, and four bytes a token."""
     if isinstance(prompt, str):
         return prompt[:PROMPT_HEAD_CHARS], _utf8_length(prompt)
