@@ -63,7 +63,7 @@ class Scene:
 
 
 KINDS = {"short_qa": 0.40, "summary": 0.25, "technical": 0.20, "report": 0.15}
-SPEED = 6.0
+SPEED = 12.0
 """Simulated seconds per second."""
 DRIFT_SHARE = 1 / 3
 SETTLED_SHARE = 2 / 3
@@ -83,7 +83,7 @@ def simulated_scene(seconds: float, seed: int) -> Scene:
         engine=("mock", *options),
         max_inflight=16,
         model="simulated",
-        rate=18.0,
+        rate=40.0,
         kinds=KINDS,
         max_tokens=dict.fromkeys(KINDS, 4096),
         drift_share=DRIFT_SHARE,

@@ -117,6 +117,7 @@ async def run_app(app: object, listener: socket.socket, what: str, *, drain_seco
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody's word on where a request came from is used
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(drain_seconds),
     )
