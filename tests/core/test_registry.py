@@ -117,9 +117,11 @@ def test_an_installed_plugin_is_found_and_made(tmp_path: Path) -> None:
         assert vars(fruits().create("plum", ripe=True)) == {"ripe": True}
 
 
-def test_a_plugin_cannot_override_a_builtin(tmp_path: Path) -> None:
+def test_a_plugin_cannot_override_a_builtin(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with installed(tmp_path, "false-apple", "apple = false_apple:Apple", "class Apple: pass\n"):
+        assert fruits().names() == ["apple", "gone"]
         assert isinstance(fruits().create("apple"), Apple)
+    assert "ignoring fruit 'apple' of false-apple: built in" in caplog.text
 
 
 @pytest.mark.parametrize(

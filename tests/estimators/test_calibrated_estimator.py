@@ -84,6 +84,34 @@ def test_a_shift_of_all_lengths_is_followed_within_sixty_answers(factor: float, 
     assert pytest.approx(factor * 400, rel=0.1) == estimator.predict(request).completion_tokens
 
 
+def test_lengths_that_never_varied_are_left_as_soon_as_they_change() -> None:
+    estimator, request = Calibrated(), request_of("report")
+    for _ in range(2000):
+        answer(estimator, request, 400)
+    for _ in range(60):
+        answer(estimator, request, 640)
+    assert pytest.approx(640, rel=0.1) == estimator.predict(request).completion_tokens
+
+
+def test_one_outlier_hardly_moves_a_prediction() -> None:
+    rng, estimator, request = Random(5), Calibrated(), request_of("report")
+    for _ in range(300):
+        answer(estimator, request, 400 * rng.gauss(1, 0.1))
+    before = estimator.predict(request)
+    estimator.learn(request, Usage(0, 900_000), finished=True)
+    after = estimator.predict(request)
+    assert pytest.approx([before.q50, before.q80, before.q90], rel=0.03) == [after.q50, after.q80, after.q90]
+
+
+def test_the_quantiles_stay_in_order_while_they_move() -> None:
+    for seed in range(40):
+        rng, estimator, request = Random(seed), Calibrated(alpha=0.5), request_of("report")
+        for _ in range(500):
+            answer(estimator, request, 500 * rng.choice([1, 2]) * rng.uniform(0.9, 1.1))
+            estimate = estimator.predict(request)
+            assert estimate.q50 <= estimate.q80 <= estimate.q90
+
+
 def test_the_first_answers_count_most() -> None:
     estimator, request = Calibrated(), request_of("report")
     for _ in range(15):
@@ -143,8 +171,13 @@ def test_a_lower_bound_beyond_the_prediction_raises_it() -> None:
 
 def test_a_lower_bound_below_the_prediction_is_no_news() -> None:
     estimator, request = Calibrated(), request_of("report")
-    estimator.learn(request, Usage(0, 500), finished=False)
-    assert Calibrated().predict(request) == estimator.predict(request)
+    untaught = Calibrated()
+    for _ in range(50):
+        estimator.learn(request, Usage(0, 500), finished=False)
+    assert untaught.predict(request) == estimator.predict(request)
+    answer(estimator, request, 300)
+    answer(untaught, request, 300)
+    assert untaught.predict(request) == estimator.predict(request)  # nor does it slow down what comes after
 
 
 def test_the_tier_is_no_part_of_the_prediction() -> None:

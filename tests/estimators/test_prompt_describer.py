@@ -29,8 +29,10 @@ def test_what_a_trace_brings_is_kept() -> None:
 
 
 def test_what_a_trace_leaves_out_is_filled_in() -> None:
-    assert describer().describe(request_of("technical", prompt="one two")).prompt_tokens == 2
-    assert describer().describe(request_of("", prompt="one two", prompt_tokens=99)).category == "short_qa"
+    without_tokens = describer().describe(request_of("technical", prompt="one two"))
+    without_category = describer().describe(request_of("", prompt="one two", prompt_tokens=99))
+    assert ("technical", 2) == (without_tokens.category, without_tokens.prompt_tokens)
+    assert ("short_qa", 99) == (without_category.category, without_category.prompt_tokens)
 
 
 def test_the_engines_count_reaches_the_counter() -> None:

@@ -45,6 +45,10 @@ def test_whitespace_takes_the_rest_of_a_long_prompt_to_be_like_its_head() -> Non
     assert create_counter("whitespace").count(request) == 200
 
 
+def test_a_head_is_counted_even_if_the_whole_was_not_measured() -> None:
+    assert create_counter("whitespace").count(request_of(prompt="one two three", prompt_bytes=0)) == 3
+
+
 @pytest.mark.parametrize(("prompt_bytes", "tokens"), [(0, 0), (400, 100)])
 def test_a_prompt_without_a_head_is_counted_by_its_bytes(prompt_bytes: int, tokens: int) -> None:
     assert tokens == create_counter("whitespace").count(request_of(prompt="", prompt_bytes=prompt_bytes))

@@ -61,12 +61,12 @@ class Registry(Generic[T]):
         self._registered[name] = made
 
     def _plugins(self) -> list[EntryPoint]:
-        """Installed plug-ins, less those that claim a built-in name."""
-        found = entry_points(group=self._group)
+        """Installed plug-ins. One that claims a built-in name is listed, and never loaded."""
+        found = list(entry_points(group=self._group))
         for plugin in found:
             if plugin.name in self._builtins:
                 _logger.warning("ignoring %s %r of %s: built in", self._kind, plugin.name, _distribution(plugin))
-        return [plugin for plugin in found if plugin.name not in self._builtins]
+        return found
 
     def _load(self, name: str) -> type[T]:
         if name in self._builtins:

@@ -16,9 +16,6 @@ MAX_LENGTH = 10_000_000
 MAX_DEVIATION = log(4)
 """One length counts as at most four times, or at least a quarter of, what was expected."""
 
-MIN_SPREAD = 0.05
-"""Lengths that never vary must not freeze the calibration: it has to follow when they change."""
-
 FIRST_STEPS = 3
 """The median of n lognormal lengths is found fastest by steps of about 3 / n mean deviations."""
 
@@ -47,7 +44,7 @@ class Calibration:
         self.num_learnt += 1
         weight = max(alpha, 1 / (self.num_learnt + 1))  # what was assumed at first counts as one observation
         self.spread += weight * (min(abs(deviation), MAX_DEVIATION) - self.spread)
-        step = max(alpha, FIRST_STEPS / (self.num_learnt + FIRST_STEPS)) * max(self.spread, MIN_SPREAD)
+        step = max(alpha, FIRST_STEPS / (self.num_learnt + FIRST_STEPS)) * self.spread
         for i, level in enumerate(LEVELS):
             if length > self.quantiles[i]:
                 self.quantiles[i] += step * level
