@@ -24,8 +24,8 @@ _OPAQUE = Answer()  # a comment, or an event of a shape unknown to us: relayed, 
 class EventScanner:
     """Cuts the bytes of one answer into chunks of whole events, and keeps its accounts.
 
-    All chunks joined give the bytes fed, whatever the blocks they came in: a run of events becomes one chunk, but an
-    event which carries usage and nothing else is a chunk of its own (`Chunk.usage_only`). Every choice that adds
+    All chunks joined give the bytes fed, whatever the blocks they came in: a run of events becomes one chunk, but
+    an event which carries usage and nothing else is a chunk of its own (`Chunk.usage_only`). Every choice that adds
     text, reasoning or a piece of a tool call counts as one completion token until the engine states its usage.
 
     What goes wrong is kept in `failure` rather than raised, because the chunks before it are still good: deliver
