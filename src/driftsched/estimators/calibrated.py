@@ -8,13 +8,13 @@ from driftsched.estimators.categories import base_tokens, input_factor
 from driftsched.estimators.recent import Recent
 
 MAX_KEYS = 1024
-"""Pairs of model and category remembered: about 300 KiB."""
+"""Pairs of model and category remembered: about 450 KB."""
 
 MAX_LENGTH = 10_000_000
 """A longer answer, in tokens, is an error of whoever counted it."""
 
 MAX_DEVIATION = log(4)
-"""One length counts as at most four times, or at least a quarter of, what was expected."""
+"""An outlier widens the spread as if it were four times, or a quarter of, what was expected."""
 
 FIRST_STEPS = 3
 """The median of n lognormal lengths is found fastest by steps of about 3 / n mean deviations."""
