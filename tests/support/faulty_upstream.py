@@ -233,7 +233,7 @@ def hang_mid_stream(events: Sequence[bytes] = EVENTS[:1]) -> Behaviour:
 
 
 class FaultyUpstream:
-    """The server: an async context manager on a free port of the loopback interface.
+    """The server: an async context manager on `port` of the loopback interface, by default a free one.
 
     The behaviours are used one per request in the order given, the last one for all that follow. `routes` has its
     own behaviour for a path, used whenever that path is asked for. With `closes_idle_connections` a connection is
@@ -246,6 +246,7 @@ class FaultyUpstream:
         *script: Behaviour,
         routes: Mapping[str, Behaviour] | None = None,
         closes_idle_connections: bool = False,
+        port: int = 0,
     ) -> None:
         self.requests: list[Seen] = []
         """Every request read, those left without an answer included."""
@@ -253,6 +254,7 @@ class FaultyUpstream:
         self._script = list(script) or [stream()]
         self._routes = dict(routes or {})
         self._closes_idle_connections = closes_idle_connections
+        self._port = port
         self._proceed: asyncio.Queue[None] = asyncio.Queue()
         self._arrived = asyncio.Condition()
         self._connections: set[asyncio.Task[None]] = set()
@@ -260,7 +262,7 @@ class FaultyUpstream:
         self.url = ""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
         host, port = self._server.sockets[0].getsockname()
         self.url = f"http://{host}:{port}"
         return self

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -99,7 +99,12 @@ class OpenAIEngine:
     def name(self) -> str:
         return self._name
 
-    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+    @property
+    def url(self) -> str:
+        """Where the server is, without `/v1`."""
+        return self._root
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """The answer to `request.payload` (a `Payload`), piece by piece.
 
         Server-sent events whether or not the client asked for a stream, or one JSON document if what it asked for
