@@ -2,13 +2,16 @@
 
 import logging
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from driftsched.core.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from driftsched.core.registry import Registry
 
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
@@ -30,7 +33,7 @@ fills their batch, and learns from what really came out.
 )
 
 
-class EngineMode(str, Enum):
+class EngineMode(StrEnum):
     """How the simulated engine forms batches."""
 
     CONTINUOUS = "continuous"
@@ -221,7 +224,7 @@ def hash_key() -> None:
     typer.echo(config.hash_key(key))
 
 
-def _list_parts(registry: "Registry[object]", default: str) -> None:
+def _list_parts(registry: "Registry[Any]", default: str) -> None:
     width = max(map(len, registry.names()))
     for name in registry.names():
         mark = " (default)" if name == default else ""

@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 from ipaddress import ip_address
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_seconds: float = 600.0
     """A request that waited so long is sent away with 429."""
     max_wait_seconds: MaxWaitSettings = MaxWaitSettings()
+    max_stall_seconds: float = 60.0
+    """How long a client may take to send its body, or to accept the next piece of its answer."""
     drain_seconds: float = 60.0
     """On SIGTERM, how long requests already admitted may take to finish."""
 
@@ -184,11 +186,12 @@ def _check_limits(limits: LimitSettings) -> None:
         "max_waiting_per_tenant",
         "max_waiting_bytes",
         "max_queue_seconds",
+        "max_stall_seconds",
     ):
         if not getattr(limits, name) > 0:
             raise ConfigError(f"limits.{name}: must be greater than 0, not {getattr(limits, name)}")
-    if limits.drain_seconds < 0:
-        raise ConfigError(f"limits.drain_seconds: must not be negative, but is {limits.drain_seconds}")
+    if not 0 <= limits.drain_seconds < inf:
+        raise ConfigError(f"limits.drain_seconds: must be a number of 0 or more, not {limits.drain_seconds}")
     for label, seconds in msgspec.structs.asdict(limits.max_wait_seconds).items():
         if not seconds > 0:
             raise ConfigError(f"limits.max_wait_seconds.{label}: must be greater than 0, not {seconds}")

@@ -3,9 +3,12 @@
 import asyncio
 import gc
 import os
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from math import ceil
 
 import uvicorn
 import uvloop
@@ -63,6 +66,7 @@ def build_gateway(
         metrics=metrics.export,
         max_body_bytes=settings.limits.max_body_bytes,
         max_queue_seconds=settings.limits.max_queue_seconds,
+        max_stall_seconds=settings.limits.max_stall_seconds,
     )
 
 
@@ -85,15 +89,16 @@ async def _serve(settings: Settings) -> None:
         if engine not in fixed:
             pool.set_slots(engine, slots)
             await queue.resize(pool.slots)
+            await gateway.dispatcher.dispatch()
 
     catalogue = Catalogue(engines, on_slots=use_slots)
     try:
         gateway = build_gateway(settings, engine=pool, queue=queue, catalogue=catalogue)
-        listener = listen(settings.host, settings.port)
-        await catalogue.start()
-        gc.collect()
-        gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
-        await run_app(gateway, listener, "driftsched", drain_seconds=settings.limits.drain_seconds)
+        with closing(listen(settings.host, settings.port)) as listener:
+            await catalogue.start()
+            gc.collect()
+            gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
+            await run_app(gateway, listener, "driftsched", drain_seconds=settings.limits.drain_seconds)
     finally:
         await catalogue.close()
         await pool.close()
@@ -119,17 +124,39 @@ async def run_app(app: object, listener: socket.socket, what: str, *, drain_seco
         server_header=False,
         proxy_headers=False,  # nobody's word on where a request came from is used
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=round(drain_seconds),
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=ceil(drain_seconds),
     )
     await _Server(config, what).serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling where it listens once it does."""
+    """uvicorn, telling where it listens once it does, and ending with status 0 when it was asked to stop."""
 
     def __init__(self, config: uvicorn.Config, what: str) -> None:
         super().__init__(config)
         self._what = what
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM start the drain, a second one cuts it short.
+
+        uvicorn's own method raises them once more at the end, which would end the process before it has cleaned up,
+        and let it look killed.
+        """
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)

@@ -8,6 +8,9 @@ from driftsched.core.errors import EngineError
 from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, Engine, Saturation
 
+PASSED_OVER = frozenset({"engine_unreachable", "engine_busy"})
+"""Kinds of failure after which another replica is asked."""
+
 
 @dataclass(slots=True)
 class _Member:
@@ -19,8 +22,8 @@ class _Member:
 class EnginePool:
     """Sends each request to the healthy replica with the most room.
 
-    A replica that cannot be reached is passed over for another one, which is safe because it has seen nothing of
-    the request; any other failure is the request's own.
+    A replica that cannot be reached, or says that it is busy, is passed over for another one: it has done nothing
+    for the request. Any other failure is the request's own.
     """
 
     name = "pool"
@@ -47,15 +50,18 @@ class EnginePool:
                 member.slots = slots
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """The answer of one replica. Raises the `EngineError` of the last one tried."""
         candidates = await self._by_preference()
-        for member, alternatives in zip(candidates, range(len(candidates) - 1, -1, -1), strict=True):
+        for member in candidates:
+            is_answering = False
             member.num_inflight += 1
             try:
                 async with aclosing(member.engine.generate(request)) as chunks:
                     async for chunk in chunks:
+                        is_answering = True
                         yield chunk
             except EngineError as error:
-                if error.kind != "engine_unreachable" or not alternatives:
+                if is_answering or error.kind not in PASSED_OVER or member is candidates[-1]:
                     raise
             else:
                 return

@@ -1,12 +1,13 @@
 """What the client gets to see: status, headers that tell the story, and the engine's bytes."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from driftsched.core.protocols import Chunk
 from driftsched.gateway.assembly import Assembler, as_stream, is_document
 from driftsched.gateway.dispatcher import Turn
-from driftsched.gateway.errors import HttpError
+from driftsched.gateway.errors import ClientStalledError, HttpError
 from driftsched.gateway.wire import Call
 
 Message = MutableMapping[str, Any]
@@ -40,8 +41,12 @@ async def respond(
 class Answer:
     """The response to one generation, in the form its client asked for."""
 
-    def __init__(self, send: Send, call: Call, request_id: bytes, policy_name: bytes) -> None:
+    def __init__(
+        self, send: Send, call: Call, request_id: bytes, policy_name: bytes, *, max_stall_seconds: float
+    ) -> None:
+        """`max_stall_seconds`: how long the client may take to accept the next piece of a stream, > 0."""
         self._send = send
+        self._max_stall_seconds = max_stall_seconds
         self._call = call
         self._story: HeaderList = [(b"x-request-id", request_id), (b"x-driftsched-policy", policy_name)]
         self._started = False
@@ -49,7 +54,10 @@ class Answer:
         self._document: bytes | None = None
 
     async def relay(self, chunk: Chunk, turn: Turn) -> None:
-        """Pass a piece on: at once to a client that streams, else towards the whole document."""
+        """Pass a piece on: at once to a client that streams, else towards the whole document.
+
+        Raises `EngineError` for a piece that makes no sense, and `ClientStalledError`.
+        """
         if self._call.stream:
             await self._stream(self._shape(chunk), turn)
         elif is_document(chunk.data):
@@ -57,13 +65,18 @@ class Answer:
         else:
             self._assembler.feed(chunk.data)
 
+    def complete(self) -> None:
+        """The engine has said everything. Raises `EngineError` if that is no answer."""
+        if not self._call.stream and self._document is None:
+            self._document = self._assembler.document()
+
     async def end(self, turn: Turn) -> None:
-        """The engine has said everything."""
+        """Send what is left of a complete answer."""
         if self._call.stream:
             await self._stream(b"", turn)
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
-            body = self._document or self._assembler.document()
+            body = self._document or b""
             actual = (b"x-driftsched-actual-tokens", b"%d" % turn.usage.completion_tokens)
             await _send_whole(self._send, 200, body, [(b"content-type", _JSON), *self._headers(turn), actual])
 
@@ -84,7 +97,11 @@ class Answer:
             headers = [*_STREAM_HEADERS, *self._headers(turn)]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if data:
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            try:
+                async with asyncio.timeout(self._max_stall_seconds):  # who reads nothing may not keep a slot
+                    await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            except TimeoutError:
+                raise ClientStalledError from None
 
     def _shape(self, chunk: Chunk) -> bytes:
         """The chunk as the client would have got it from the engine, had it asked the engine itself."""

@@ -1,6 +1,7 @@
 """The HTTP face: a raw ASGI application, because nothing may stand between a stream and its client."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from itertools import count
@@ -16,11 +17,22 @@ from driftsched.core.scheduler import Scheduler
 from driftsched.engines.payload import Payload
 from driftsched.gateway.answer import METRICS_CONTENT_TYPE, Answer, Headers, Message, Receive, Send, respond
 from driftsched.gateway.dispatcher import Dispatcher
-from driftsched.gateway.errors import ExpiredError, HttpError, from_engine, from_expiry, from_rejection
+from driftsched.gateway.errors import (
+    ClientLeftError,
+    ClientStalledError,
+    ExpiredError,
+    HttpError,
+    from_engine,
+    from_expiry,
+    from_rejection,
+    internal,
+    stopping,
+)
 from driftsched.gateway.tenants import effective_tier
 from driftsched.gateway.wire import CHAT, COMPLETIONS, Call, parse_call
 
-BODY_TIMEOUT_SECONDS = 60.0
+_logger = logging.getLogger(__name__)
+
 MAX_REQUEST_ID_BYTES = 128
 
 _FORWARDED = (b"traceparent", b"tracestate")  # what of a client's headers an engine gets to see
@@ -61,8 +73,11 @@ class Gateway:
         metrics: Callable[[], bytes],
         max_body_bytes: int = 8 << 20,
         max_queue_seconds: float = 600.0,
+        max_stall_seconds: float = 60.0,
     ) -> None:
-        """`max_queue_seconds`: a request that waited so long is evicted. `metrics`: Prometheus text."""
+        """`max_queue_seconds`: a request that waited so long is evicted. `max_stall_seconds`: how long a client may
+        take to send its body, or to accept a piece of its answer. `metrics`: Prometheus text.
+        """
         self.dispatcher = Dispatcher(scheduler, engine, clock)
         self._scheduler = scheduler
         self._catalogue = catalogue
@@ -72,6 +87,7 @@ class Gateway:
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._max_queue_seconds = max_queue_seconds
+        self._max_stall_seconds = max_stall_seconds
         self._id_prefix = token_hex(6)
         self._ids = count(1)
         self._routes: dict[str, dict[str, Callable[[Headers, Receive, Send], Awaitable[None]]]] = {
@@ -81,7 +97,7 @@ class Gateway:
             "/health": {"GET": self._alive},
             "/healthz": {"GET": self._alive},
             "/readyz": {"GET": self._ready},
-            "/metrics": {"GET": self._export_metrics, "HEAD": self._export_metrics},
+            "/metrics": {"GET": self._export_metrics},
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -107,11 +123,19 @@ class Gateway:
             await handler(headers, receive, send)
         except HttpError as error:
             await respond(send, error.status, error.body, error.headers)
+        except ClientLeftError:
+            return  # nobody is there to be told
+        except Exception:  # what a generation may meet is handled where it runs: here no response has begun
+            _logger.exception("%s %s failed", scope["method"], scope["path"])
+            fault = internal()
+            await respond(send, fault.status, fault.body)
 
     def _route(self, path: str, method: str) -> Callable[[Headers, Receive, Send], Awaitable[None]]:
         methods = self._routes.get(path)
         if methods is None:
             raise HttpError(404, f"There is no {path} here.", code="unknown_url")
+        if method == "HEAD" and "GET" in methods:
+            method = "GET"  # the HTTP server leaves the body out
         if method not in methods:
             allow = ", ".join(methods)
             raise HttpError(
@@ -124,7 +148,13 @@ class Gateway:
         body = await self._read_body(headers, receive)
         call = parse_call(endpoint, body)
         request = self._request(endpoint, call, body, headers)
-        answer = Answer(send, call, _request_id(headers, request.id), self._policy_name)
+        answer = Answer(
+            send,
+            call,
+            _request_id(headers, request.id),
+            self._policy_name,
+            max_stall_seconds=self._max_stall_seconds,
+        )
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - an ASGI server runs every request in a task
 
@@ -134,21 +164,23 @@ class Gateway:
         watch = asyncio.get_running_loop().create_task(_until_gone(receive))
         watch.add_done_callback(leave)
         try:
-            await self._serve(request, answer)
+            await self._serve(request, answer, client_left=watch.done)
         except asyncio.CancelledError:
             if not watch.done():
-                raise  # the server is stopping
+                await answer.fail(stopping())
+                raise
             task.uncancel()  # the client left: its account was settled on the way here, and nobody is to be told
         finally:
             watch.remove_done_callback(leave)
             watch.cancel()
 
-    async def _serve(self, request: Request, answer: Answer) -> None:
+    async def _serve(self, request: Request, answer: Answer, client_left: Callable[[], bool]) -> None:
         """Wait in line, relay the engine's answer, and say so when there is none."""
         try:
-            async with self.dispatcher.turn(request) as turn, aclosing(turn.answer()) as chunks:
+            async with self.dispatcher.turn(request, client_left) as turn, aclosing(turn.answer()) as chunks:
                 async for chunk in chunks:
                     await answer.relay(chunk, turn)
+                answer.complete()
             await answer.end(turn)  # after the turn, so that a slow reader of a whole document holds no slot
         except RejectedError as error:
             await answer.fail(from_rejection(error))
@@ -157,6 +189,11 @@ class Gateway:
             await answer.fail(from_expiry(waited, max(1.0, self._scheduler.load.drain_seconds)))
         except EngineError as error:
             await answer.fail(from_engine(error))
+        except ClientStalledError:
+            _logger.warning("request %s: its client stopped reading, and is sent away", request.id)
+        except Exception:
+            _logger.exception("request %s failed", request.id)
+            await answer.fail(internal())
 
     def _request(self, endpoint: str, call: Call, body: bytes, headers: Headers) -> Request:
         """What the scheduler needs to know. Raises `HttpError` 401 or 404."""
@@ -189,33 +226,31 @@ class Gateway:
         )
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
-        """The whole body. Raises `HttpError` 408, 413 or 415."""
+        """The whole body. Raises `HttpError` 408, 413 or 415, and `ClientLeftError`."""
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise HttpError(415, "Send the body uncompressed.", code="unsupported_content_encoding")
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise self._too_large()
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            try:
-                async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-                    body += await self._rest_of_body(len(body), receive)
-            except TimeoutError:
-                raise HttpError(408, "The body took too long to arrive.", headers=_CLOSE) from None
-        return body
+        try:
+            async with asyncio.timeout(self._max_stall_seconds):
+                return await self._whole_body(receive)
+        except TimeoutError:
+            raise HttpError(408, "The body took too long to arrive.", code="body_timeout", headers=_CLOSE) from None
 
-    async def _rest_of_body(self, num_bytes: int, receive: Receive) -> bytes:
-        pieces = []
+    async def _whole_body(self, receive: Receive) -> bytes:
+        """Raises `HttpError` 413 and `ClientLeftError`."""
+        body = bytearray()
         more = True
         while more:
             message = await receive()
-            pieces.append(message.get("body", b""))
-            num_bytes += len(pieces[-1])
-            if num_bytes > self._max_body_bytes:
+            if message["type"] == "http.disconnect":
+                raise ClientLeftError
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes:
                 raise self._too_large()
             more = message.get("more_body", False)
-        return b"".join(pieces)
+        return bytes(body)
 
     def _too_large(self) -> HttpError:
         return HttpError(

@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
+from driftsched.core.errors import EngineError
+
 _decode = msgspec.json.decode
 _decode_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.encode
 
 _REPLACED = frozenset({"id", "index", "name", "object", "role", "type", "model", "finish_reason", "stop_reason"})
 """Strings that a later chunk states anew; every other string in a delta continues the one before."""
-
 
 _CONTENT = re.compile(rb'("content": ?)("(?:[^"\\]|\\.)*")')
 
@@ -36,7 +37,7 @@ class Assembler:
         self._texts: dict[int, list[str]] = {}  # the content, the part that grows long, in pieces
 
     def feed(self, data: bytes) -> None:
-        """Whole server-sent events, as an engine adapter yields them."""
+        """Whole server-sent events, each with its data on one line. Raises `EngineError` (502)."""
         for line in data.split(b"\n"):
             if line.startswith(self._prefix) and line.endswith(self._suffix):
                 try:
@@ -47,10 +48,12 @@ class Assembler:
             if line.startswith(b"data:"):
                 payload = line[5:].strip()
                 if payload != b"[DONE]":
-                    self._add(line, _decode(payload))
+                    self._read(line, payload)
 
     def document(self) -> bytes:
-        """The whole answer as JSON."""
+        """The whole answer as JSON. Raises `EngineError` (502) if there is none."""
+        if not self._choices:
+            raise EngineError(502, "broken_stream", "the engine ended its answer without saying anything")
         return _encode(
             {
                 **self._document,
@@ -60,8 +63,17 @@ class Assembler:
             }
         )
 
+    def _read(self, line: bytes, payload: bytes) -> None:
+        try:
+            chunk = _decode(payload)
+            if isinstance(chunk, dict) and isinstance(chunk.get("choices"), list):  # else no part of an answer
+                self._add(line, chunk)
+        except (msgspec.DecodeError, RecursionError, AttributeError, TypeError) as error:
+            # what an engine streams need not have the shape that it should have
+            raise EngineError(502, "garbage", "the engine streamed an event of an unknown shape") from error
+
     def _add(self, line: bytes, chunk: dict[str, Any]) -> None:
-        choices = chunk.pop("choices", ())
+        choices = chunk.pop("choices")
         if len(choices) == 1 and (choices[0].get("delta") or {}).keys() == {"content"}:
             self._remember_surroundings(line, choices[0].get("index", 0))
         for choice in choices:

@@ -12,8 +12,6 @@ _logger = logging.getLogger(__name__)
 
 DEFAULT_SLOTS = 32
 """Requests in flight per engine where neither the operator nor the engine says how many fill its batch."""
-READY_SECONDS = 1.0
-"""How long an answer to a readiness probe is good for: probes may be many, engines are asked once."""
 
 
 class Discovery(Protocol):
@@ -44,13 +42,23 @@ class Catalogue:
         *,
         on_slots: Callable[[str, int], Awaitable[None]],
         retry_seconds: float = 2.0,
+        ready_seconds: float = 1.0,
     ) -> None:
-        """`on_slots(engine name, slots)` is told how many requests an engine serves at once, when it said so."""
+        """`on_slots(engine name, slots)` is told how many requests an engine serves at once, when it said so.
+
+        `ready_seconds`: how long an answer to a readiness probe is good for. Raises `ConfigError` if two engines
+        have the same name.
+        """
         self._engines = {engine.name: engine for engine in engines}
+        if len(self._engines) < len(engines):
+            raise ConfigError("engines: two have the same name or address: give each a name of its own")
         self._told: dict[str, Discovery] = {}
         self._on_slots = on_slots
         self._retry_seconds = retry_seconds
-        self._ready_until = 0.0
+        self._ready_seconds = ready_seconds
+        self._ready = False
+        self._ask_again_at = 0.0
+        self._probing = asyncio.Lock()
         self._retrying: asyncio.Task[None] | None = None
 
     @property
@@ -60,8 +68,8 @@ class Catalogue:
 
     async def start(self) -> None:
         """Ask all engines; keep asking those that cannot be reached. Raises `ConfigError` if they differ."""
-        await self._ask_silent()
-        if len(self._told) < len(self._engines):
+        await asyncio.gather(*map(self._ask, self._engines.values()))
+        if self._silent():
             self._retrying = asyncio.get_running_loop().create_task(self._retry())
 
     async def close(self) -> None:
@@ -70,19 +78,23 @@ class Catalogue:
             await asyncio.gather(self._retrying, return_exceptions=True)
 
     async def ready(self) -> bool:
-        """Does any engine answer? Asked at most once in `READY_SECONDS`."""
-        if monotonic() < self._ready_until:
-            return True
-        answers = await asyncio.gather(*(self._ask(engine) for engine in self._engines.values()))
-        if any(answers):
-            self._ready_until = monotonic() + READY_SECONDS
-        return any(answers)
+        """Does any engine answer? However many probes come, engines are asked at most once in `ready_seconds`."""
+        async with self._probing:
+            if monotonic() >= self._ask_again_at:
+                self._ready = any(await asyncio.gather(*map(self._answers, self._engines.values())))
+                self._ask_again_at = monotonic() + self._ready_seconds
+            return self._ready
 
-    async def _ask_silent(self) -> None:
-        silent = [engine for name, engine in self._engines.items() if name not in self._told]
-        await asyncio.gather(*(self._ask(engine) for engine in silent))
+    async def _answers(self, engine: Discoverable) -> bool:
+        """As `_ask`, once it is too late to refuse to start: an engine that differs counts as silent."""
+        try:
+            return await self._ask(engine)
+        except ConfigError as error:
+            _logger.error("%s", error)  # noqa: TRY400 - the message says it all
+            return False
 
     async def _ask(self, engine: Discoverable) -> bool:
+        """Whether it answers. Raises `ConfigError` if it serves other models than the others."""
         try:
             found = await engine.discover()
         except EngineError as error:
@@ -105,9 +117,9 @@ class Catalogue:
                 )
 
     async def _retry(self) -> None:
-        while len(self._told) < len(self._engines):
+        while self._silent():
             await asyncio.sleep(self._retry_seconds)
-            try:
-                await self._ask_silent()
-            except ConfigError as error:  # too late to refuse to start: the engine stays out of the catalogue
-                _logger.error("%s", error)  # noqa: TRY400 - the message says it all
+            await asyncio.gather(*map(self._answers, self._silent()))
+
+    def _silent(self) -> list[Discoverable]:
+        return [engine for name, engine in self._engines.items() if name not in self._told]

@@ -1,7 +1,7 @@
 """Where requests wait for their turn: the scheduler's decisions, turned into tasks that go on."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from time import monotonic
 
@@ -9,7 +9,7 @@ from driftsched.core.errors import EngineError
 from driftsched.core.model import Request, Ticket, Usage
 from driftsched.core.protocols import Chunk, Clock, Engine
 from driftsched.core.scheduler import Scheduler
-from driftsched.gateway.errors import ExpiredError
+from driftsched.gateway.errors import ClientStalledError, ExpiredError
 
 PROGRESS_TOKENS = 64
 """How many tokens an answer grows by between two part-way settlements."""
@@ -73,28 +73,38 @@ class Dispatcher:
         self._engine = engine
         self._clock = clock
         self._alarm_seconds = alarm_seconds
-        self._parked: dict[str, asyncio.Future[None]] = {}  # each owned by the task in `turn` that waits on it
+        # The instant of dispatch, by ticket id: each owned by the task in `turn` that waits for it.
+        self._parked: dict[str, asyncio.Future[float]] = {}
         self._lock = asyncio.Lock()
         self._alarm: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def turn(self, request: Request) -> AsyncIterator[Turn]:
+    async def turn(self, request: Request, client_left: Callable[[], bool]) -> AsyncIterator[Turn]:
         """Wait in line; inside the block it is the request's turn; after it, its account is settled.
 
-        Raises `RejectedError` at once or `ExpiredError` after a while if there is no turn. An `EngineError` inside
-        the block settles the request as failed, any other exception (a cancellation: the client left) as evicted.
+        Raises `RejectedError` at once or `ExpiredError` after a while if there is no turn. A cancellation settles
+        the request as evicted: because the client left, if `client_left` then says so, else because the server
+        stops. So does a `ClientStalledError` inside the block; any other exception there settles it as failed.
         """
         ticket = await self._scheduler.submit(request, self._clock.now())
         turn = Turn(ticket, self._scheduler.load.num_waiting, self._scheduler, self._engine, self._clock)
         try:
-            await self._called(ticket)
-            turn.dispatched_at = self._clock.now()
+            turn.dispatched_at = await self._called(ticket)
             yield turn
         except EngineError as error:
             await self._scheduler.fail(ticket.id, turn.usage, error.kind, self._clock.now())
             raise
-        except BaseException:
+        except asyncio.CancelledError:
+            reason = "cancelled" if client_left() else "shutting_down"
+            await self._scheduler.cancel(ticket, turn.usage, self._clock.now(), reason)
+            raise
+        except ClientStalledError:
             await self._scheduler.cancel(ticket, turn.usage, self._clock.now())
+            raise
+        except ExpiredError:
+            raise  # the scheduler, which let it expire, has told
+        except Exception:
+            await self._scheduler.fail(ticket.id, turn.usage, "internal_error", self._clock.now())
             raise
         else:
             await self._scheduler.finish(ticket.id, turn.usage, turn.finish_reason or "stop", self._clock.now())
@@ -104,12 +114,12 @@ class Dispatcher:
     async def dispatch(self) -> None:
         """Give every free slot to whoever is next."""
         async with self._lock:
-            while ticket := await self._scheduler.dispatch(self._clock.now()):
+            while ticket := await self._scheduler.dispatch(now := self._clock.now()):
                 parked = self._parked.get(ticket.id)
                 if parked is None or parked.done():  # it left between its call and this line
                     await self._scheduler.cancel(ticket, Usage(), self._clock.now())
                 else:
-                    parked.set_result(None)
+                    parked.set_result(now)
 
     async def expire(self) -> None:
         """Send away every request that waited too long."""
@@ -129,12 +139,13 @@ class Dispatcher:
             self._alarm.cancel()
             await asyncio.gather(self._alarm, return_exceptions=True)
 
-    async def _called(self, ticket: Ticket) -> None:
-        """Wait until the ticket is dispatched. Raises `ExpiredError`."""
-        parked = self._parked[ticket.id] = asyncio.get_running_loop().create_future()
+    async def _called(self, ticket: Ticket) -> float:
+        """Wait until the ticket is dispatched, and say when that was. Raises `ExpiredError`."""
+        parked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._parked[ticket.id] = parked
         try:
             await self.dispatch()
-            await parked
+            return await parked
         finally:
             del self._parked[ticket.id]
 

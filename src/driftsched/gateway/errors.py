@@ -32,6 +32,14 @@ class ExpiredError(Exception):
     """The request waited in the queue for as long as it may."""
 
 
+class ClientLeftError(Exception):
+    """The client closed its connection before its call was complete."""
+
+
+class ClientStalledError(Exception):
+    """The client takes nothing of its answer."""
+
+
 def error_document(message: str, type_: str, param: str | None = None, code: str | None = None) -> bytes:
     """The four keys that OpenAI's clients require, all always there."""
     return msgspec.json.encode({"error": {"message": message, "type": type_, "param": param, "code": code}})
@@ -68,6 +76,16 @@ def from_engine(error: EngineError) -> HttpError:
         headers=(("retry-after", error.retry_after),) if error.retry_after else (),
         body=error.body,
     )
+
+
+def stopping() -> HttpError:
+    """The server stops, and the time it gives to what it admitted is over."""
+    return HttpError(503, "The server is shutting down. Retry later.", type="server_error", code="shutting_down")
+
+
+def internal() -> HttpError:
+    """A fault of this server's own; what it is stands in the log, and is not the client's business."""
+    return HttpError(500, "The server failed to answer.", type="server_error", code="internal_error")
 
 
 def retry_headers(seconds: float | None) -> tuple[tuple[str, str], ...]:

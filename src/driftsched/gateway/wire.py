@@ -98,6 +98,8 @@ def parse_call(endpoint: str, body: bytes) -> Call:
             max_tokens = fields.max_tokens
     except msgspec.ValidationError as error:
         raise _wrong_field(str(error)) from None
+    except RecursionError:
+        raise HttpError(400, "The body is nested too deeply.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HttpError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
     return Call(

@@ -23,7 +23,7 @@ SECONDS_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 20
 TOKENS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 MAX_BIAS_SERIES = 200
-"""Pairs of model and category whose bias is exported; model names can come from clients, so there is an end to it."""
+"""Pairs of model and category whose bias is exported: there is an end, as clients can make up model names."""
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
