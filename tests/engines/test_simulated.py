@@ -206,10 +206,10 @@ async def test_a_prompt_of_token_numbers_is_counted() -> None:
         (ask(n=2), "n"),
         (ask(max_tokens=0), "max_tokens"),
         (ask(max_completion_tokens=-1), "max_completion_tokens"),
-        (ask("x" * 40_000), "messages"),
+        (ask("x" * 39_968), "messages"),
         (ask(endpoint=TEXT, prompt=None), "prompt"),
         (ask(endpoint=TEXT, prompt=["a", "b"]), "prompt"),
-        (ask("x" * 40_000, endpoint=TEXT), "prompt"),
+        (ask("x" * 39_968, endpoint=TEXT), "prompt"),
     ],
 )
 async def test_a_call_that_makes_no_sense_is_refused_with_the_field(request_: Request, param: str | None) -> None:
@@ -289,17 +289,33 @@ async def test_a_held_burst_arrives_at_one_instant_and_takes_what_the_model_take
         pass
 
     clock, classifier = ManualClock(), Classifier()
-    async with running(max_num_seqs=4, clock=clock, classifier=classifier) as engine:
+    async with running(max_num_seqs=4, clock=clock, classifier=classifier) as engine, running() as other:
         engine.hold()
         answers = [asyncio.ensure_future(answer(engine, request)) for request in requests]
         await classifier.calls(7)
         clock.seconds = 1e6
+        await answer(other, ask())
         assert (0, 7) == (engine.model.num_running, engine.model.num_waiting)
         engine.resume()
         clock.seconds = 2e6
         await asyncio.gather(*answers)
 
         assert pytest.approx(model.time) == engine.model.time
+
+
+async def test_no_time_passes_while_the_engine_is_held() -> None:
+    clock, classifier = ManualClock(), Classifier()
+    async with running(clock=clock, drifts=(Drift(30.0, 2.0),), classifier=classifier) as engine:
+        lengths = [asyncio.ensure_future(length(engine, ask()))]
+        await classifier.calls(1)
+        engine.hold()
+        clock.seconds = 1e6
+        engine.resume()
+        lengths.append(asyncio.ensure_future(length(engine, ask())))
+        await classifier.calls(1)
+        clock.seconds = 2e6
+
+        assert [5, 5] == await asyncio.gather(*lengths)
 
 
 async def test_an_iteration_delivers_only_when_it_has_ended() -> None:
@@ -390,23 +406,27 @@ async def test_cancelling_a_task_that_waits_for_its_turn_takes_it_out_of_the_lin
         assert 0 == engine.model.num_waiting
 
 
-async def test_saturation_is_the_fuller_of_seats_and_memory() -> None:
+async def test_an_engine_is_full_when_its_seats_are_asked_for() -> None:
     classifier = Classifier()
-    async with running(max_num_seqs=4, kv_tokens=100, classifier=classifier) as engine:
-        assert Saturation(0.0) == await engine.saturation()
+    async with running(max_num_seqs=4, classifier=classifier) as engine:
         engine.hold()
-        one = asyncio.ensure_future(answer(engine, ask()))
-        await classifier.calls(1)
-        assert Saturation(0.25) == await engine.saturation()
-        others = [asyncio.ensure_future(answer(engine, ask())) for _ in range(7)]
-        await classifier.calls(7)
-        assert Saturation(1.0) == await engine.saturation()
+        fractions, answers = [], []
+        for _ in range(6):
+            fractions.append((await engine.saturation()).fraction)
+            answers.append(asyncio.ensure_future(answer(engine, ask())))
+            await classifier.calls(1)
         engine.resume()
-        await asyncio.gather(one, *others)
+        await asyncio.gather(*answers)
 
-        async with aclosing(engine.generate(ask("x" * 300, max_tokens=10, ignore_eos=True))) as chunks:
-            await anext(chunks)
-            assert (await engine.saturation()).fraction >= 0.84
+        assert [0.0, 0.25, 0.5, 0.75, 1.0, 1.0] == fractions
+
+
+async def test_an_engine_is_as_full_as_its_memory() -> None:
+    clock = ManualClock()  # stands still, so that there is no second iteration
+    async with running(clock=clock, kv_tokens=100) as engine, aclosing(engine.generate(ask("x" * 300))) as chunks:
+        await anext(chunks)
+
+        assert Saturation((83 + 1) / 100) == await engine.saturation()
 
 
 async def test_closing_the_engine_breaks_its_answers_off() -> None:
