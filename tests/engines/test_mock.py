@@ -52,11 +52,11 @@ class Exchange:
             self.first_body.set()
 
 
-def make_engine() -> SimulatedEngine:
+def make_engine(category: str = "any") -> SimulatedEngine:
     return SimulatedEngine(
         BatchModel(get_hardware("l4-qwen1.5-1.8b"), max_num_seqs=4),
         LengthLaw({"any": 5}, cv=0),
-        lambda text: "any",
+        lambda text: category,
         model_name="tiny",
         speed=20_000.0,
     )
@@ -267,3 +267,10 @@ async def test_shutting_down_closes_the_engine() -> None:
 
     assert ["lifespan.startup.complete", "lifespan.shutdown.complete"] == sent
     assert b"closed" in exchange.body
+
+
+async def test_a_fault_of_the_set_up_reaches_the_asgi_server() -> None:
+    exchange = Exchange(MockServer(make_engine(category="unheard of")), "POST", CHAT, call())
+
+    with pytest.raises(ValueError, match="no mean length for category 'unheard of'"):
+        await exchange.done()

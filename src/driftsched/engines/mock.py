@@ -7,7 +7,7 @@ Serve it with any ASGI server. It knows the routes and metrics a gateway or a lo
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from itertools import count
 from typing import Any
 
@@ -102,11 +102,11 @@ class MockServer:
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            answering.cancel()  # does nothing to one that is done
             leaving.cancel()
-            if not answering.done():
-                answering.cancel()
-            with suppress(asyncio.CancelledError):
-                await answering
+            await asyncio.wait((answering, leaving))
+        if not answering.cancelled():
+            answering.result()
 
     async def _serve(self, path: str, body: bytes, send: Send) -> None:
         try:
