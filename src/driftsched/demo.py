@@ -87,7 +87,8 @@ def simulated_scene(seconds: float, seed: int) -> Scene:
         kinds=KINDS,
         max_tokens=dict.fromkeys(KINDS, 4096),
         drift_share=DRIFT_SHARE,
-        note=f"simulated L4 with Qwen1.5-1.8B at {SPEED:g} x speed, 16 slots; from 1/3 on short_qa x5, report x0.4",
+        note=f"Engine: a simulated L4 with Qwen1.5-1.8B, {SPEED:g} times faster, 16 slots.\n"
+        "Drift:  from 1/3 of the run on, answers to short_qa x5, reports x0.4.",
     )
 
 
@@ -103,7 +104,8 @@ def local_scene() -> Scene:
         drift_share=DRIFT_SHARE,
         before="Answer in one short sentence.",
         after="Answer thoroughly and in detail.",
-        note="SmolLM2-135M on this CPU, 4 slots; told to be brief up to 1/3, thorough from then on",
+        note="Engine: SmolLM2-135M on this CPU, 4 slots.\n"
+        "Drift:  told to be brief up to 1/3 of the run, thorough from then on.",
     )
 
 
@@ -180,7 +182,7 @@ def render(scene: Scene, shots: list[Shot], seconds: float, seed: int, results: 
     """The tables and their reading, at most 80 columns wide."""
     failed = sum(not hit.ok for hits in results.values() for hit in hits)
     lines = [
-        f"{len(shots)} requests in {seconds:g} s for each policy, open loop, seed {seed}; {failed} failed",
+        f"Load:   {len(shots)} requests in {seconds:g} s for each policy, open loop, seed {seed}; {failed} failed.",
         scene.note,
         "",
         *_main_table(results),
@@ -245,14 +247,18 @@ def _reading(results: dict[Arm, list[Hit]], seconds: float) -> list[str]:
     fifo, blind, taught, fair = (results[arm] for arm in ARMS)
     p50, p99 = (_change(_e2e(fifo, q), _e2e(taught, q)) for q in (0.5, 0.99))
     error = _change(*(mean_absolute_error(_phases(hits, seconds)[2]) for hits in (blind, taught)))
-    late = _change(*(_e2e(_phases(hits, seconds)[2], 0.5) for hits in (blind, taught)))
-    premium = _change(*(_e2e([h for h in hits if h.shot.tier == "premium"], 0.95) for hits in (fifo, fair)))
+    tail = _change(*(_e2e(_since_drift(hits, seconds), 0.95) for hits in (blind, taught)))
     whole = _change(_e2e(fifo, 0.5), _e2e(fair, 0.5))
+    premium = _change(*(_e2e([h for h in hits if h.shot.tier == "premium"], 0.95) for hits in (fifo, fair)))
     return [
-        f"Order: short answers first changed end-to-end P50 by {p50}, P99 by {p99} against fifo.",
-        f"Feedback: once settled it changed the error by {error}, and sjf's P50 of then by {late}.",
-        f"Default (fair): P50 by {whole}, and premium's P95 by {premium}, against fifo.",
+        f"Short answers first: end-to-end P50 {p50}, P99 {p99} against fifo.",
+        f"Feedback: settled error {error}; sjf's end-to-end P95 since the drift {tail}.",
+        f"Default (fair): P50 {whole}, premium's P95 {premium} against fifo.",
     ]
+
+
+def _since_drift(hits: list[Hit], seconds: float) -> list[Hit]:
+    return [hit for hit in hits if hit.shot.at >= seconds * DRIFT_SHARE]
 
 
 def _e2e(hits: list[Hit], fraction: float) -> float | None:
