@@ -102,6 +102,18 @@ async def test_connections_are_kept_and_used_again() -> None:
     assert upstream.num_connections == 1
 
 
+async def test_a_connection_whose_body_ends_a_little_after_done_is_used_again() -> None:
+    async with serving(stepwise()) as (engine, upstream):
+        for _ in range(2):
+            chunks = engine.generate(request())
+            for _ in EVENTS:
+                upstream.proceed()
+                await anext(chunks)
+            upstream.proceed()
+            assert await anext(chunks, None) is None
+    assert upstream.num_connections == 1
+
+
 async def test_a_json_answer_is_one_chunk_with_its_usage() -> None:
     async with serving(answer()) as (engine, _):
         chunks = await collect(engine)
@@ -203,6 +215,20 @@ async def test_a_connection_closed_while_idle_is_retried_on_a_fresh_one() -> Non
     assert [b"".join(EVENTS)] * 2 == answers
     assert [seen.connection for seen in upstream.requests] == [0, 0, 1]
     assert upstream.requests[1].body == upstream.requests[2].body
+
+
+async def test_the_retry_does_not_meet_another_connection_closed_while_idle() -> None:
+    async with FaultyUpstream(stepwise(), closes_idle_connections=True) as upstream:
+        engine = OpenAIEngine(upstream.url)
+        readers = [asyncio.create_task(collect(engine)) for _ in range(2)]
+        await upstream.wait_for_requests(2)
+        for _ in range(3 * (len(EVENTS) + 1)):
+            upstream.proceed()
+        await asyncio.gather(*readers)
+        last = await collect(engine)
+        await engine.close()
+    assert b"".join(EVENTS) == joined(last)
+    assert upstream.num_connections == 3
 
 
 async def test_a_connection_the_engine_has_closed_after_an_answer_is_replaced() -> None:
@@ -420,12 +446,14 @@ async def test_a_slow_client_is_not_taken_for_a_silent_engine() -> None:
         serving(stepwise(), idle_timeout_seconds=0.05) as (engine, upstream),
         aclosing(engine.generate(request())) as chunks,
     ):
-        upstream.proceed()
-        received = [await anext(chunks)]
+        received = []
+        for _ in range(2):
+            upstream.proceed()
+            received.append(await anext(chunks))
         client_is_back = asyncio.Event()
         loop.call_later(0.15, client_is_back.set)
         await client_is_back.wait()
-        for _ in EVENTS[1:]:
+        for _ in EVENTS:
             upstream.proceed()
         received += [chunk async for chunk in chunks]
     assert b"".join(EVENTS) == joined(received)
@@ -471,7 +499,7 @@ async def test_many_streams_run_beside_each_other() -> None:
     async with serving(stepwise()) as (engine, upstream):
         readers = [asyncio.create_task(collect(engine)) for _ in range(120)]
         await upstream.wait_for_requests(len(readers))
-        for _ in range(len(readers) * len(EVENTS)):
+        for _ in range(len(readers) * (len(EVENTS) + 1)):
             upstream.proceed()
         answers = await asyncio.gather(*readers)
     assert {b"".join(EVENTS)} == {joined(chunks) for chunks in answers}

@@ -125,14 +125,13 @@ def stream(events: Sequence[bytes] = EVENTS, *, close: bool = False, end_body: b
 
 
 def stepwise(events: Sequence[bytes] = EVENTS) -> Behaviour:
-    """A slow stream: the head at once, then one event for every `FaultyUpstream.proceed()`."""
+    """A slow stream: the head at once, one event for every `FaultyUpstream.proceed()`, and one for the end."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.head(200, _STREAM_HEAD)
-        for event in events:
+        for piece in (*events, b""):
             await exchange.proceed.get()
-            await exchange.chunk(event)
-        await exchange.chunk(b"")
+            await exchange.chunk(piece)
 
     return behave
 
