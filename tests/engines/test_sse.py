@@ -266,12 +266,30 @@ def test_a_usage_event_may_be_the_one_that_lacks_its_empty_line() -> None:
     assert [chunk.usage_only for chunk in chunks] == [False, True]
 
 
+def test_an_event_after_the_finish_reason_does_not_reopen_the_choice() -> None:
+    assert scan(finish_event() + delta())[1] is None
+
+
 def test_every_choice_must_have_finished() -> None:
     two = delta(content="a", index=0) + delta(content="b", index=1)
     first = two + delta(0, "stop")
     assert failure_of(first).kind == "broken_stream"
     assert scan(first + delta(1, "length"))[1] is None
     assert tokens_of(first) == 2
+
+
+def test_usage_events_of_several_choices_add_up() -> None:
+    """llama-server sends one for each choice, each with the whole prompt."""
+    one = delta(0, content="a") + delta(0, "stop") + usage_event(9, 5)
+    other = delta(1, content="b") + delta(1, "length") + usage_event(9, 6)
+    chunks, _ = scan(delta(0) + delta(1) + one + other + DONE)
+    assert [Usage(9, 5), Usage(9, 11)] == [chunk.usage for chunk in chunks if chunk.usage_only]
+    assert chunks[-1].completion_tokens == 11
+
+
+def test_a_repeated_usage_event_of_one_choice_counts_once() -> None:
+    chunks, _ = scan(content_event("a") + usage_event(9, 1) + content_event("b") + usage_event(9, 2) + DONE)
+    assert [Usage(9, 1), Usage(9, 2)] == [chunk.usage for chunk in chunks if chunk.usage_only]
 
 
 EVENT_TEXTS = st.one_of(

@@ -40,13 +40,13 @@ class EventScanner:
         self._completion_tokens = 0
         self._usage: Usage | None = None  # of the events not yet in a chunk; so is the finish reason
         self._finish_reason: str | None = None
-        self._unfinished_choices: set[int] = set()
-        self._has_finished_choice = False
+        self._account_so_far: Usage | None = None  # the sum of the events that carry usage and nothing else
+        self._finished: dict[int, bool] = {}  # by index of the choice
 
     @property
     def complete(self) -> bool:
         """The engine has said all it has to say, whether or not it has closed the stream."""
-        return self.done or (self._has_finished_choice and not self._unfinished_choices)
+        return self.done or (bool(self._finished) and all(self._finished.values()))
 
     def feed(self, block: bytes) -> list[Chunk]:
         """The chunks that `block` completes: none, one, or a few around a usage event."""
@@ -111,17 +111,26 @@ class EventScanner:
             if choice.has_content():
                 self._completion_tokens += 1
             if choice.finish_reason is None:
-                self._unfinished_choices.add(choice.index)
+                self._finished.setdefault(choice.index, False)
             else:
                 self._finish_reason = choice.finish_reason
-                self._has_finished_choice = True
-                self._unfinished_choices.discard(choice.index)
+                self._finished[choice.index] = True
         usage = event.stated_usage()
-        if usage is not None:
-            self._usage = usage
-            # Beside choices it may be the account of one choice out of several; on its own it is the whole account.
-            counted = self._completion_tokens if event.choices else 0
-            self._completion_tokens = max(counted, usage.completion_tokens)
+        if usage is None:
+            return
+        if event.choices:  # perhaps the account of one choice out of several
+            self._completion_tokens = max(self._completion_tokens, usage.completion_tokens)
+        else:
+            usage = self._account_so_far = self._added(usage)
+            self._completion_tokens = usage.completion_tokens
+        self._usage = usage
+
+    def _added(self, usage: Usage) -> Usage:
+        """The account after another usage event: llama-server sends one for every choice, all others one in all."""
+        before = self._account_so_far
+        if before is None or len(self._finished) < 2:
+            return usage
+        return Usage(usage.prompt_tokens, before.completion_tokens + usage.completion_tokens)
 
     def _chunk(self, data: bytes, *, usage_only: bool = False) -> Chunk:
         chunk = Chunk(data, self._completion_tokens, self._usage, usage_only, self._finish_reason)
