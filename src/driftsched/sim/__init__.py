@@ -1,0 +1,1 @@
+"""The same policies, estimators and scheduler in virtual time."""
