@@ -64,6 +64,7 @@ class _Run:
         self._truth: dict[str, Arrival] = {}  # of what was admitted and has not ended
         self._step: Step | None = None  # iterations under way: they end after what arrives meanwhile
         self._now = 0.0
+        self._may_expire = False
 
     def play(self, arrivals: Iterable[Arrival]) -> float:
         for arrival in arrivals:
@@ -89,10 +90,12 @@ class _Run:
             step, self._step = self._step, None
             self._now = max(self._now, step.ended_at)
             self._report(step)
-            self._dispatch(step.ended_at)
+            if step.finished:  # nothing else frees a slot
+                self._dispatch(step.ended_at)
 
     def _submit(self, arrival: Arrival, at: float) -> None:
         self._truth[arrival.request.id] = arrival
+        self._may_expire |= arrival.request.expires_at < inf
         try:
             run_now(self._scheduler.submit(arrival.request, at))
         except RejectedError:
@@ -100,8 +103,9 @@ class _Run:
 
     def _dispatch(self, now: float) -> None:
         """Let expired requests go, then give every free slot to whoever is next."""
-        for expired in run_now(self._scheduler.expire(now)):
-            del self._truth[expired.id]
+        if self._may_expire:
+            for expired in run_now(self._scheduler.expire(now)):
+                del self._truth[expired.id]
         while ticket := run_now(self._scheduler.dispatch(now)):
             truth = self._truth[ticket.id]
             self._engine.add(ticket.id, max(1, ticket.request.prompt_tokens), truth.completion_tokens, now)
