@@ -21,6 +21,10 @@ _REPLACED = frozenset({"id", "index", "name", "object", "role", "type", "model",
 _CONTENT = re.compile(rb'("content": ?)("(?:[^"\\]|\\.)*")')
 
 
+# What comes of reading a value as what it should be: an engine need not stream the shape that it should stream.
+_MISSHAPEN = (msgspec.DecodeError, RecursionError, AttributeError, TypeError)
+
+
 class Assembler:
     """Puts the chunks of a stream together into the document that a call without `stream` is answered with.
 
@@ -54,23 +58,25 @@ class Assembler:
         """The whole answer as JSON. Raises `EngineError` (502) if there is none."""
         if not self._choices:
             raise EngineError(502, "broken_stream", "the engine ended its answer without saying anything")
-        return _encode(
-            {
-                **self._document,
-                "object": self._document.get("object", "").removesuffix(".chunk"),
-                "choices": [self._choice(index) for index in sorted(self._choices)],
-                "usage": self._document.get("usage"),
-            }
-        )
+        try:
+            return _encode(
+                {
+                    **self._document,
+                    "object": self._document.get("object", "").removesuffix(".chunk"),
+                    "choices": [self._choice(index) for index in sorted(self._choices)],
+                    "usage": self._document.get("usage"),
+                }
+            )
+        except _MISSHAPEN as error:
+            raise _garbage() from error
 
     def _read(self, line: bytes, payload: bytes) -> None:
         try:
             chunk = _decode(payload)
             if isinstance(chunk, dict) and isinstance(chunk.get("choices"), list):  # else no part of an answer
                 self._add(line, chunk)
-        except (msgspec.DecodeError, RecursionError, AttributeError, TypeError) as error:
-            # what an engine streams need not have the shape that it should have
-            raise EngineError(502, "garbage", "the engine streamed an event of an unknown shape") from error
+        except _MISSHAPEN as error:
+            raise _garbage() from error
 
     def _add(self, line: bytes, chunk: dict[str, Any]) -> None:
         choices = chunk.pop("choices")
@@ -109,6 +115,10 @@ class Assembler:
         logprobs, finish_reason = choice.pop("logprobs", None), choice.pop("finish_reason", None)
         said = {"text": text or ""} if message is None else {"message": _message(message, text)}
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason, **choice}
+
+
+def _garbage() -> EngineError:
+    return EngineError(502, "garbage", "the engine streamed an event of an unknown shape")
 
 
 def is_document(data: bytes) -> bool:
