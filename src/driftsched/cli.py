@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from driftsched.core.errors import ConfigError, EngineError
+from driftsched.core.errors import ConfigError, DriftschedError, EngineError
 
 if TYPE_CHECKING:
     from driftsched.core.registry import Registry
 
+EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 
@@ -48,6 +49,8 @@ def main() -> None:
         _fail(error, EXIT_USAGE)
     except EngineError as error:
         _fail(error, EXIT_UNREACHABLE)
+    except DriftschedError as error:
+        _fail(error, EXIT_FAILURE)
 
 
 @app.command()
