@@ -87,8 +87,12 @@ class Scheduler:
         self._reject_beyond_bounds(request, now)
         request = self._describer.describe(request)
         ticket = self._place(request, self._estimator.predict(request))
-        await self._queue.push(ticket)
-        self._backlog.enter(ticket)
+        self._backlog.enter(ticket)  # before the push: if that suspends, others may submit and dispatch meanwhile
+        try:
+            await self._queue.push(ticket)
+        except BaseException:
+            self._backlog.leave(ticket)
+            raise
         self._tell(Admitted(now, ticket, position=self._backlog.num_waiting))
         return ticket
 
@@ -198,16 +202,23 @@ class Scheduler:
             return None
         del self._flights[ticket_id]
         flight.charge = charge
-        self._throughput.observe(now, busy=True, tokens=usage.completion_tokens)
         self._backlog.num_inflight -= 1
+        self._throughput.observe(now, busy=True, tokens=usage.completion_tokens)
         return flight
 
     def _price(self, ticket: Ticket, usage: Usage) -> float:
-        """What `usage` costs; the expected charge if the policy's answer is no price, so that no slot is lost."""
-        charge = self._policy.charge(ticket.request, usage)
-        if isfinite(charge) and charge >= 0:
-            return charge
-        _logger.error("policy priced %s of request %s at %s: keeping the expected charge", usage, ticket.id, charge)
+        """What `usage` costs; the expected charge if the policy has no price for it, so that no slot is lost."""
+        try:
+            charge = self._policy.charge(ticket.request, usage)
+            if isfinite(charge) and charge >= 0:
+                return charge
+            _logger.error(
+                "policy priced %s of request %s at %s: charging what was expected", usage, ticket.id, charge
+            )
+        except Exception:  # a plug-in that cannot price must not keep its ticket in flight for ever
+            _logger.exception(
+                "policy could not price %s of request %s: charging what was expected", usage, ticket.id
+            )
         return ticket.charge
 
     def _learn(self, request: Request, usage: Usage, finished: bool, now: float) -> None:

@@ -2,6 +2,9 @@
 
 from math import exp
 
+MAX_TOKENS = 10_000_000
+"""More than any one answer has: engines state their own counts, and a count beyond this is an error."""
+
 
 class Throughput:
     """Completion tokens per second of busy time, the past forgotten exponentially.
@@ -23,11 +26,15 @@ class Throughput:
         return self._tokens / self._seconds if self._seconds > 0 else 0.0
 
     def observe(self, now: float, *, busy: bool, tokens: int = 0) -> None:
-        """`tokens` finished at `now`; the pool was `busy`, or not, since the last call."""
+        """`tokens` finished at `now`; the pool was `busy`, or not, since the last call.
+
+        A count that no answer can have, below 0 or above `MAX_TOKENS`, is left out.
+        """
         if busy and self._seen_at is not None:
             elapsed = max(0.0, now - self._seen_at)
             kept = exp(-elapsed / self._memory_seconds)
             self._tokens *= kept
             self._seconds = self._seconds * kept + self._memory_seconds * (1 - kept)
         self._seen_at = now
-        self._tokens += tokens
+        if 0 < tokens <= MAX_TOKENS:
+            self._tokens += tokens

@@ -1,5 +1,7 @@
 """Token fairness between tenants, short requests first inside each."""
 
+from math import inf
+
 from driftsched.core.model import Estimate, Load, Request, Usage
 from driftsched.policies.weighted import TIER_SHARES
 
@@ -24,8 +26,8 @@ class Fair:
 
     def __init__(self, slack: float = 2.0) -> None:
         """`slack`: drain times by which the longest requests may be overtaken, >= 0; 0 is order of arrival."""
-        if not slack >= 0:
-            raise ValueError(f"slack must be >= 0, but is {slack}")
+        if not 0 <= slack < inf:
+            raise ValueError(f"slack must be a number >= 0, but is {slack}")
         self._slack = slack
 
     def band(self, request: Request) -> int:

@@ -6,6 +6,9 @@ from driftsched.core.model import Estimate, Load, Request, Tier, Usage
 
 TIER_SHARES: Mapping[Tier, float] = {Tier.PREMIUM: 50, Tier.STANDARD: 30, Tier.BATCH: 20}
 
+_PRICE_AT_SHARE_1 = 300.0
+"""The least common multiple of the shares: every charge is a whole number, and equal service is exactly equal."""
+
 
 class Weighted:
     """Give premium 50, standard 30 and batch 20 of every 100 requests served, while all three wait.
@@ -14,7 +17,7 @@ class Weighted:
     tier that asks for long answers takes more tokens than its share says.
 
     Source: the reference system's Weighted scheduler (DriftSched, arXiv 2606.02982) walks a cycle of ten slots,
-    five premium, three standard, two batch. Here each request costs its tier 1 / share of service and the least
+    five premium, three standard, two batch. Here a request costs its tier in proportion to 1 / share, and the least
     served tier is next, which gives the same shares, spread evenly, and survives a tier falling idle.
     """
 
@@ -28,4 +31,4 @@ class Weighted:
         return request.arrived_at
 
     def charge(self, request: Request, usage: Usage) -> float:
-        return 1 / TIER_SHARES[request.tier]
+        return _PRICE_AT_SHARE_1 / TIER_SHARES[request.tier]
