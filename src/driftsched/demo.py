@@ -63,6 +63,9 @@ class Scene:
 
 
 KINDS = {"short_qa": 0.40, "summary": 0.25, "technical": 0.20, "report": 0.15}
+SIMULATED_SECONDS = 14.0
+LOCAL_SECONDS = 40.0
+"""How long each arm is driven: a CPU needs longer for answers enough to speak of."""
 SPEED = 12.0
 """Simulated seconds per second."""
 DRIFT_SHARE = 1 / 3
@@ -109,8 +112,9 @@ def local_scene() -> Scene:
     )
 
 
-def run_demo(*, local: bool, seconds: float, seed: int) -> None:
+def run_demo(*, local: bool, seconds: float | None, seed: int) -> None:
     """Run every arm and print what came out; progress goes to stderr."""
+    seconds = seconds or (LOCAL_SECONDS if local else SIMULATED_SECONDS)
     scene = local_scene() if local else simulated_scene(seconds, seed)
     shots = workload(scene, seconds, seed)
     results = asyncio.run(_run(scene, shots))
