@@ -103,8 +103,8 @@ def serve_local(
     """Serve a model until SIGINT or SIGTERM, which end the process with status 0.
 
     One line on standard error says when it is ready, and where. `model` is a GGUF file; without one it is
-    SmolLM2-135M, from `fetch_weights`, under the name `smollm2-135m`. The rest is as for `LocalServer`. To be called
-    in the main thread. Raises ConfigError as `LocalServer` does, WeightsError as `fetch_weights` does.
+    SmolLM2-135M, from `fetch_weights`, under the name `smollm2-135m`. The rest is as for `LocalServer`. To be
+    called in the main thread. Raises ConfigError as `LocalServer` does, WeightsError as `fetch_weights` does.
     """
     name, path = (DEFAULT_MODEL, fetch_weights()) if model is None else (model.stem, model)
     stop = {signal.SIGINT, signal.SIGTERM}
