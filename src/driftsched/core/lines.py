@@ -6,13 +6,14 @@
     lift    = a flow that starts waiting again begins at max(its service, floor), so that it can neither spend
               the past as credit nor be punished for it
 
-The floor of a band is the largest value that the service of its least served waiting flow ever had (when nothing
-waits: the service of the flow popped last). That is the virtual time of start-time fair queueing, and the lift is
-that of the virtual token counter (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
+The floor of a band is its virtual time, and never falls. When a flow starts waiting, the floor is raised to the
+service of the least served flow that waits already; when the last waiting flow stops, to the service of that flow,
+with the charge if it was popped. That is how start-time fair queueing keeps time, and the lift is that of the
+virtual token counter (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
 
 Costs: push, pop, settle, rerank and remove are O(log n) amortised; memory is proportional to the tickets waiting
 and in flight, plus the flows that are ahead of the floor. A flow at or below the floor needs no memory: were it to
-return, it would be lifted to the floor anyway, so it is forgotten.
+return, it would be lifted to the floor anyway, so it is forgotten as soon as it neither waits nor flies.
 """
 
 from dataclasses import replace
@@ -32,7 +33,7 @@ FlowEntry = tuple[float, str]
 class _Flow:
     """One flow inside one band: what it was served so far, and its tickets."""
 
-    __slots__ = ("name", "num_inflight", "num_waiting", "service", "tickets")
+    __slots__ = ("entry", "name", "num_inflight", "num_waiting", "service", "tickets")
 
     def __init__(self, name: str, tickets: LazyHeap[RankEntry]) -> None:
         self.name = name
@@ -40,10 +41,25 @@ class _Flow:
         self.tickets = tickets
         self.num_waiting = 0
         self.num_inflight = 0
+        self.entry: FlowEntry | None = None  # the one that stands for it; all others of its name are dead
 
     @property
     def idle(self) -> bool:
         return self.num_waiting == 0 and self.num_inflight == 0
+
+    def new_entry(self) -> FlowEntry:
+        self.entry = (self.service, self.name)
+        return self.entry
+
+
+class _Place:
+    """A waiting ticket, and the one entry that stands for it in its flow; reranking makes another."""
+
+    __slots__ = ("entry", "ticket")
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.entry: RankEntry = (ticket.rank, ticket.seq, ticket.id)
 
 
 class _Band:
@@ -60,11 +76,11 @@ class _Band:
 
     def _is_backlogged(self, entry: FlowEntry) -> bool:
         flow = self.flows.get(entry[1])
-        return flow is not None and flow.num_waiting > 0 and flow.service == entry[0]
+        return flow is not None and flow.entry is entry and flow.num_waiting > 0
 
     def _is_idle(self, entry: FlowEntry) -> bool:
         flow = self.flows.get(entry[1])
-        return flow is not None and flow.idle and flow.service == entry[0]
+        return flow is not None and flow.entry is entry and flow.idle
 
     def least_served(self) -> _Flow | None:
         entry = self.waiting.first()
@@ -74,7 +90,7 @@ class _Band:
         """Let virtual time advance to `service`, and forget the idle flows it passed."""
         self.floor = max(self.floor, service)
         while (entry := self.idle.first()) and entry[0] <= self.floor:
-            del self.flows[entry[1]]
+            self._forget(entry[1])
 
     def start_waiting(self, name: str, tickets: LazyHeap[RankEntry]) -> _Flow:
         """Lift the flow called `name`, which has no waiting ticket yet; `tickets` will hold those of a new flow."""
@@ -85,13 +101,16 @@ class _Band:
             flow = self.flows[name] = _Flow(name, tickets)
         flow.service = max(flow.service, self.floor)
         self.num_backlogged += 1
-        self.waiting.push((flow.service, name))
+        self.waiting.push(flow.new_entry())
+        self.idle.sweep(len(self.flows))  # it may have been idle: its entry there is dead now
         return flow
 
     def stop_waiting(self, flow: _Flow) -> None:
         """`flow` has no waiting ticket left."""
         self.num_backlogged -= 1
-        self.waiting.trim(self.num_backlogged)
+        self.waiting.sweep(self.num_backlogged)
+        if self.num_backlogged == 0:
+            self.raise_floor(flow.service)
         self.forget_if_spent(flow)
 
     def add_service(self, flow: _Flow, amount: float) -> None:
@@ -99,25 +118,28 @@ class _Band:
             return
         flow.service += amount
         if flow.num_waiting:
-            self.waiting.push((flow.service, flow.name))
-            self.waiting.trim(self.num_backlogged)
+            self.waiting.push(flow.new_entry())
+            self.waiting.sweep(self.num_backlogged)
 
     def forget_if_spent(self, flow: _Flow) -> None:
         """Drop an idle flow that the floor has passed; remember the others until it has."""
         if not flow.idle:
             return
         if flow.service <= self.floor:
-            del self.flows[flow.name]
+            self._forget(flow.name)
         else:
-            self.idle.push((flow.service, flow.name))
-            self.idle.trim(len(self.flows))
+            self.idle.push(flow.new_entry())
+
+    def _forget(self, name: str) -> None:
+        del self.flows[name]
+        self.idle.sweep(len(self.flows))
 
 
 class Lines:
     """All waiting tickets in order, and what each ticket in flight was charged. Not safe for several threads."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, Ticket] = {}
+        self._waiting: dict[str, _Place] = {}
         self._inflight: dict[str, tuple[_Band, _Flow, float]] = {}  # band, flow, charge so far
         self._bands: dict[int, _Band] = {}
         self._band_numbers: list[int] = []  # sorted; policies use a handful
@@ -138,7 +160,10 @@ class Lines:
         return known.service if known else 0.0
 
     def push(self, ticket: Ticket) -> None:
-        """Let `ticket` wait. Raises `ValueError` for an id in use, or a rank or charge no order can hold."""
+        """Let `ticket` wait. Raises `ValueError` for an id in use, or a rank or charge no order can hold.
+
+        Its `seq` must be new as well: it tells the ticket from an earlier one with the same id.
+        """
         if ticket.id in self._waiting or ticket.id in self._inflight:
             raise ValueError(f"ticket id {ticket.id!r} is in use")
         _check_numbers(ticket.rank, ticket.charge)
@@ -147,8 +172,8 @@ class Lines:
         if flow is None or flow.num_waiting == 0:
             flow = band.start_waiting(ticket.flow, LazyHeap(self._still_ranked))
         flow.num_waiting += 1
-        flow.tickets.push((ticket.rank, ticket.seq, ticket.id))
-        self._waiting[ticket.id] = ticket
+        place = self._waiting[ticket.id] = _Place(ticket)
+        flow.tickets.push(place.entry)
         if ticket.overdue_at < inf:
             self._overdue.push((ticket.overdue_at, ticket.seq, ticket.id))
         if ticket.request.expires_at < inf:
@@ -187,29 +212,30 @@ class Lines:
 
     def rerank(self, ticket_id: str, rank: float, charge: float) -> bool:
         """Give a waiting ticket a new rank and expected charge. False if it does not wait."""
-        ticket = self._waiting.get(ticket_id)
-        if ticket is None:
+        place = self._waiting.get(ticket_id)
+        if place is None:
             return False
         _check_numbers(rank, charge)
-        self._waiting[ticket_id] = replace(ticket, rank=rank, charge=charge)
-        if rank != ticket.rank:
-            flow = self._bands[ticket.band].flows[ticket.flow]
-            flow.tickets.push((rank, ticket.seq, ticket_id))
-            flow.tickets.trim(flow.num_waiting)
+        ticket = replace(place.ticket, rank=rank, charge=charge)
+        place = self._waiting[ticket_id] = _Place(ticket)
+        flow = self._bands[ticket.band].flows[ticket.flow]
+        flow.tickets.push(place.entry)
+        flow.tickets.sweep(flow.num_waiting)
         return True
 
     def remove(self, ticket_id: str) -> Ticket | None:
         """Take a waiting ticket out, uncharged; None if it does not wait."""
-        ticket = self._waiting.get(ticket_id)
-        if ticket is not None:
-            self._leave(ticket)
-        return ticket
+        place = self._waiting.get(ticket_id)
+        if place is None:
+            return None
+        self._leave(place.ticket)
+        return place.ticket
 
     def expire(self, now: float) -> list[Ticket]:
         """Take out every waiting ticket whose request has expired by `now`, earliest first."""
         expired = []
         while (entry := self._expiring.first()) and entry[0] <= now:
-            ticket = self._waiting[entry[2]]
+            ticket = self._waiting[entry[2]].ticket
             self._leave(ticket)
             expired.append(ticket)
         return expired
@@ -222,14 +248,14 @@ class Lines:
 
     def _longest_overdue(self, now: float) -> Ticket | None:
         entry = self._overdue.first()
-        return self._waiting[entry[2]] if entry and entry[0] <= now else None
+        return self._waiting[entry[2]].ticket if entry and entry[0] <= now else None
 
     def _first_in_order(self) -> Ticket | None:
         for number in self._band_numbers:
             if flow := self._bands[number].least_served():
                 entry = flow.tickets.first()
                 assert entry is not None  # noqa: S101 - a flow is in the waiting heap only while a ticket of it waits
-                return self._waiting[entry[2]]
+                return self._waiting[entry[2]].ticket
         return None
 
     def _leave(self, ticket: Ticket) -> None:
@@ -238,19 +264,19 @@ class Lines:
         band = self._bands[ticket.band]
         flow = band.flows[ticket.flow]
         flow.num_waiting -= 1
-        flow.tickets.trim(flow.num_waiting)
-        self._overdue.trim(len(self._waiting))
-        self._expiring.trim(len(self._waiting))
+        flow.tickets.sweep(flow.num_waiting)
+        self._overdue.sweep(len(self._waiting))
+        self._expiring.sweep(len(self._waiting))
         if flow.num_waiting == 0:
             band.stop_waiting(flow)
 
     def _still_waits(self, entry: TimeEntry) -> bool:
-        ticket = self._waiting.get(entry[2])
-        return ticket is not None and ticket.seq == entry[1]
+        place = self._waiting.get(entry[2])
+        return place is not None and place.ticket.seq == entry[1]
 
     def _still_ranked(self, entry: RankEntry) -> bool:
-        ticket = self._waiting.get(entry[2])
-        return ticket is not None and ticket.seq == entry[1] and ticket.rank == entry[0]
+        place = self._waiting.get(entry[2])
+        return place is not None and place.entry is entry
 
 
 def _check_numbers(rank: float, charge: float) -> None:
