@@ -8,7 +8,7 @@ help: ## list these targets
 setup: ## create .venv with everything pinned in requirements/all.txt
 	@script/bootstrap all
 
-demo: ## run the demonstration: a gateway, a simulated engine, a dashboard
+demo: ## run the demonstration: policies compared on a drifting workload
 	@script/demo
 
 test: ## run the whole test suite
@@ -27,5 +27,5 @@ check: ## format, lint, types and tests, as continuous integration does
 lock: ## resolve pyproject.toml into requirements/*.txt again
 	@script/lock
 
-bench: setup ## run the benchmark; ARGS="..." go to `driftsched bench`
-	@.venv/bin/driftsched bench $(ARGS)
+bench: setup ## measure the core with a million tickets waiting; ARGS="..." go to benchmarks/scheduler.py
+	@.venv/bin/python benchmarks/scheduler.py $(ARGS)
