@@ -1,0 +1,70 @@
+import pytest
+
+from driftsched.core.admission import Backlog, Bounds
+from driftsched.core.model import Estimate, Tenant, Ticket
+from support.scheduling import request_at
+
+
+def ticket_of(name: str, *, tenant: str = "t", payload_bytes: int = 0, tokens: float = 0.0) -> Ticket:
+    request = request_at(name=name, tenant=Tenant(tenant), payload_bytes=payload_bytes)
+    return Ticket(request, Estimate(tokens, tokens, tokens, tokens), seq=0, band=0, flow="f", rank=0.0, charge=0.0)
+
+
+def test_an_empty_backlog_takes_a_request() -> None:
+    assert Backlog().exceeds(Bounds(), request_at()) is None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        (Bounds(max_waiting=2), "queue_full"),
+        (Bounds(max_waiting=3), None),
+        (Bounds(max_waiting_per_tenant=2), "tenant_queue_full"),
+        (Bounds(max_waiting_per_tenant=3), None),
+        (Bounds(max_waiting_bytes=299), "queue_bytes_full"),
+        (Bounds(max_waiting_bytes=300), None),
+        (Bounds(max_waiting=2, max_waiting_per_tenant=2, max_waiting_bytes=0), "queue_full"),
+    ],
+)
+def test_a_request_beyond_a_bound_is_told_which(bounds: Bounds, reason: str | None) -> None:
+    backlog = Backlog()
+    backlog.enter(ticket_of("a", payload_bytes=100))
+    backlog.enter(ticket_of("b", payload_bytes=100))
+    assert reason == backlog.exceeds(bounds, request_at(tenant=Tenant("t"), payload_bytes=100))
+
+
+def test_a_tenant_that_fills_its_own_bound_keeps_nobody_else_out() -> None:
+    backlog, bounds = Backlog(), Bounds(max_waiting_per_tenant=1)
+    backlog.enter(ticket_of("a", tenant="flood"))
+    assert "tenant_queue_full" == backlog.exceeds(bounds, request_at(tenant=Tenant("flood")))
+    assert backlog.exceeds(bounds, request_at(tenant=Tenant("light"))) is None
+
+
+def test_who_leaves_makes_room() -> None:
+    backlog, bounds = Backlog(), Bounds(max_waiting=1, max_waiting_bytes=10)
+    ticket = ticket_of("a", payload_bytes=10)
+    backlog.enter(ticket)
+    backlog.leave(ticket)
+    assert backlog.exceeds(bounds, request_at(payload_bytes=10)) is None
+    assert (0, 0) == (backlog.num_waiting, backlog.waiting_of(ticket.request.tenant))
+
+
+def test_an_empty_backlog_holds_no_rounding_error() -> None:
+    backlog = Backlog()
+    tickets = [ticket_of(str(n), tokens=0.1 * n) for n in range(100)]
+    for ticket in tickets:
+        backlog.enter(ticket)
+    assert pytest.approx(495.0) == backlog.waiting_tokens
+    for ticket in reversed(tickets):
+        backlog.leave(ticket)
+    assert 0.0 == backlog.waiting_tokens
+
+
+def test_tenants_are_forgotten_when_they_wait_no_longer() -> None:
+    backlog = Backlog()
+    for n in range(1000):
+        ticket = ticket_of(str(n), tenant=f"tenant-{n}")
+        backlog.enter(ticket)
+        backlog.leave(ticket)
+        backlog.waiting_of(ticket.request.tenant)
+    assert not backlog._by_tenant
