@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -161,3 +162,27 @@ async def test_with_keys_a_call_is_served_at_no_better_than_its_tenants_tier(con
     tiers = [answer.headers["x-driftsched-tier"] for answer in (cheap, dear, dearer)]
     assert (["batch", "batch", "premium"], ["cheap", "dear", "dear"]) == (tiers, tenants)
     assert "invalid_api_key" == caught.value.code
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_error_code_is_documented() -> None:
+    document = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| [0-9, ]+ \| `(\w+)` \|", document, re.MULTILINE)
+    package = ROOT / "src" / "driftsched"
+    sources = [*package.glob("gateway/*.py"), *package.glob("engines/*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    meanings = (package / "engines" / "failures.py").read_text(encoding="utf-8").split("def _meaning")[1]
+    raised = set(re.findall(r'code="(\w+)"', text))
+    raised |= set(re.findall(r'EngineError\(\s*\d+,\s*"(\w+)"', text))
+    raised |= set(re.findall(r'"(engine_\w+|garbage)"', meanings))
+    raised |= {"queue_full", "tenant_queue_full", "queue_bytes_full"}
+    assert sorted(raised) == sorted(set(documented))
+
+
+def test_every_response_header_is_documented() -> None:
+    document = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "driftsched" / "gateway" / "answer.py").read_text(encoding="utf-8")
+    sent = set(re.findall(r'b"(x-driftsched-[a-z-]+|x-request-id)"', source))
+    assert sent == set(re.findall(r"^\| `(x-[a-z-]+)` \|", document, re.MULTILINE))

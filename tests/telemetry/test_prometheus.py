@@ -1,0 +1,166 @@
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from driftsched.core.events import (
+    Admitted,
+    Dispatched,
+    Event,
+    Evicted,
+    Failed,
+    Finished,
+    FirstToken,
+    Recalibrated,
+    Rejected,
+)
+from driftsched.core.model import Estimate, Load, Request, Tenant, Ticket, Tier, Usage
+from driftsched.telemetry.prometheus import MAX_BIAS_SERIES, PrometheusListener
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+LOAD = Load(num_waiting=3, num_inflight=2, waiting_tokens=250.5, tokens_per_second=40.0)
+
+
+def request(tier: Tier = Tier.STANDARD, category: str = "summary") -> Request:
+    return Request("r", Tenant("t", tier), tier, "m", arrived_at=10.0, prompt_tokens=5, category=category)
+
+
+def ticket(tier: Tier = Tier.STANDARD, category: str = "summary", predicted: float = 100.0) -> Ticket:
+    estimate = Estimate(predicted, predicted, predicted, predicted)
+    return Ticket(request(tier, category), estimate, seq=0, band=0, flow="t", rank=0.0, charge=1.0)
+
+
+def finished(tokens: int = 130, reason: str = "stop", tier: Tier = Tier.STANDARD) -> Finished:
+    return Finished(
+        14.0,
+        ticket(tier),
+        Usage(7, tokens),
+        reason,
+        dispatched_at=12.0,
+        first_token_at=12.5,
+        charge=1.0,
+    )
+
+
+ALL_EVENTS: list[Event] = [
+    Admitted(10.0, ticket(), position=1),
+    Rejected(10.0, request(Tier.BATCH), "queue_full", 1.0),
+    Dispatched(12.0, ticket(), overdue=True),
+    FirstToken(12.5, ticket()),
+    finished(),
+    Evicted(11.0, ticket(Tier.PREMIUM), "cancelled", Usage(5, 6), dispatched_at=10.5, charge=1.0),
+    Failed(11.0, ticket(Tier.BATCH), "broken_stream", Usage(5, 8), dispatched_at=10.5, charge=1.0),
+    Recalibrated(14.0, "m", "summary", 1.0, 1.25),
+]
+
+
+def listener_told_of(*events: Event) -> PrometheusListener:
+    listener = PrometheusListener(policy="fair", estimator="calibrated", version="1.2.3")
+    listener.watch(lambda: LOAD)
+    for event in events:
+        listener(event)
+    return listener
+
+
+def samples(*events: Event) -> dict[str, float]:
+    """`name{labels}` -> value, of what is exported after `events`."""
+    text = listener_told_of(*events).export().decode()
+    return {
+        sample.name + str(dict(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(metric: str, *events: Event, **labels: str) -> float:
+    return samples(*events)[metric + str(dict(sorted(labels.items())))]
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "expected"),
+    [
+        ("driftsched_requests_submitted_total", {"tier": "standard"}, 1),
+        ("driftsched_requests_submitted_total", {"tier": "batch"}, 1),
+        ("driftsched_requests_rejected_total", {"tier": "batch", "reason": "queue_full"}, 1),
+        ("driftsched_requests_finished_total", {"tier": "standard"}, 1),
+        ("driftsched_requests_evicted_total", {"tier": "premium", "reason": "cancelled"}, 1),
+        ("driftsched_requests_failed_total", {"tier": "batch", "error": "broken_stream"}, 1),
+        ("driftsched_overdue_dispatches_total", {"tier": "standard"}, 1),
+        ("driftsched_prompt_tokens_total", {"tier": "standard"}, 7),
+        ("driftsched_completion_tokens_total", {"tier": "standard"}, 130),
+        ("driftsched_completion_tokens_total", {"tier": "premium"}, 6),
+        ("driftsched_completion_tokens_total", {"tier": "batch"}, 8),
+        ("driftsched_queue_seconds_sum", {"tier": "standard"}, 2.0),
+        ("driftsched_ttft_seconds_sum", {"tier": "standard"}, 2.5),
+        ("driftsched_e2e_seconds_sum", {"tier": "standard"}, 4.0),
+        ("driftsched_prediction_error_tokens_sum", {"category": "summary"}, 30),
+        ("driftsched_prediction_bias_ratio", {"model": "m", "category": "summary"}, 1.25),
+        ("driftsched_waiting_requests", {}, 3),
+        ("driftsched_inflight_requests", {}, 2),
+        ("driftsched_waiting_tokens", {}, 250.5),
+        ("driftsched_throughput_tokens_per_second", {}, 40),
+        ("driftsched_info", {"version": "1.2.3", "policy": "fair", "estimator": "calibrated"}, 1),
+    ],
+)
+def test_each_number_follows_its_definition(metric: str, labels: dict[str, str], expected: float) -> None:
+    assert expected == value(metric, *ALL_EVENTS, **labels)
+
+
+def test_an_answer_cut_at_its_limit_says_nothing_about_the_error() -> None:
+    exported = samples(finished(reason="length"))
+    assert not [name for name in exported if name.startswith("driftsched_prediction_error_tokens")]
+
+
+def test_series_by_tier_exist_before_their_first_event() -> None:
+    for tier in Tier:
+        assert 0 == value("driftsched_requests_finished_total", tier=tier.label)
+        assert 0 == value("driftsched_queue_seconds_count", tier=tier.label)
+
+
+def test_gauges_are_read_when_they_are_asked_for() -> None:
+    loads = [LOAD, Load(0, 0, 0.0, 0.0)]
+    listener = PrometheusListener(policy="fair", estimator="calibrated", version="1")
+    listener.watch(lambda: loads[0])
+    assert b"driftsched_waiting_requests 3.0" in listener.export()
+    del loads[0]
+    assert b"driftsched_waiting_requests 0.0" in listener.export()
+
+
+def test_made_up_model_names_do_not_add_series_for_ever() -> None:
+    flood = [Recalibrated(0.0, f"model-{n}", "summary", 1.0, 2.0) for n in range(2 * MAX_BIAS_SERIES)]
+    known_again = Recalibrated(0.0, "model-0", "summary", 2.0, 3.0)
+    exported = samples(*flood, known_again)
+    series = [name for name in exported if name.startswith("driftsched_prediction_bias_ratio")]
+    assert MAX_BIAS_SERIES == len(series)
+    assert 3.0 == value(
+        "driftsched_prediction_bias_ratio", *flood, known_again, model="model-0", category="summary"
+    )
+
+
+def test_a_model_name_of_any_characters_is_exported() -> None:
+    name = 'a"b\\c\nd}{ é'
+    assert 2.0 == value(
+        "driftsched_prediction_bias_ratio", Recalibrated(0.0, name, "c", 1.0, 2.0), model=name, category="c"
+    )
+
+
+def test_no_tenant_is_a_label() -> None:
+    assert b"tenant" not in listener_told_of(*ALL_EVENTS).export()
+
+
+def test_two_listeners_live_in_one_process() -> None:
+    one, other = listener_told_of(finished()), listener_told_of()
+    assert one.export() != other.export()
+
+
+def test_every_metric_is_documented_with_its_type_and_labels() -> None:
+    table_row = re.compile(r"^\| `(driftsched_\w+)` \| (\w+) \|[^|]*\|([^|]*)\|", re.MULTILINE)
+    rows = table_row.findall(DOCUMENT.read_text(encoding="utf-8"))
+    documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    exported = {}
+    for family in listener_told_of(*ALL_EVENTS).registry.collect():
+        labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
+        exported[family.name + ("_total" if family.type == "counter" else "")] = (family.type, labels)
+    assert len(rows) == len(documented)
+    assert exported == documented

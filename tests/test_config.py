@@ -1,0 +1,214 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from driftsched.config import (
+    EngineSettings,
+    LimitSettings,
+    Settings,
+    TenantSettings,
+    hash_key,
+    load_settings,
+)
+from driftsched.core.admission import Bounds
+from driftsched.core.errors import ConfigError
+from driftsched.core.model import Tenant, Tier
+
+ENGINES = [EngineSettings("http://127.0.0.1:8000")]
+KEY = hash_key("key")
+
+
+def loaded(folder: Path, text: str) -> Settings:
+    path = folder / "driftsched.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_settings(path)
+
+
+def test_everything_can_be_set_in_a_file(tmp_path: Path) -> None:
+    settings = loaded(
+        tmp_path,
+        f"""
+        engines:
+          - {{url: "http://gpu-1:8000", name: one, max_inflight: 64, api_key_env: GPU_KEY}}
+        host: 0.0.0.0
+        port: 9000
+        policy: {{name: aging, options: {{tiers_per_second: 0.1}}}}
+        estimator: {{name: static}}
+        token_counter: {{name: bytes}}
+        tenants:
+          - {{id: alice, tier: premium, weight: 2, keys_sha256: ["{KEY}"]}}
+        limits:
+          max_body_bytes: 1000
+          max_wait_seconds: {{premium: 1, standard: 2.5, batch: 3}}
+          drain_seconds: 5
+        """,
+    )
+    settings.check()
+    assert EngineSettings("http://gpu-1:8000", "one", 64, "GPU_KEY") == settings.engines[0]
+    assert ("0.0.0.0", 9000) == (settings.host, settings.port)
+    assert ("aging", {"tiers_per_second": 0.1}) == (settings.policy.name, settings.policy.options)
+    assert [(KEY, Tenant("alice", Tier.PREMIUM, 2.0))] == settings.key_digests()
+    assert {Tier.PREMIUM: 1.0, Tier.STANDARD: 2.5, Tier.BATCH: 3.0} == settings.max_wait_by_tier()
+
+
+def test_an_empty_file_leaves_every_default(tmp_path: Path) -> None:
+    assert Settings() == loaded(tmp_path, "")
+
+
+def test_defaults_serve_this_machine_only_and_without_keys() -> None:
+    settings = Settings(engines=ENGINES)
+    settings.check()
+    assert (True, False) == (settings.on_loopback, settings.keyed)
+    assert Bounds() == settings.limits.bounds()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("engine: []", "`engine`"),
+        ("engines: [{address: x}]", r"engines\[0\].*`address`"),
+        ("engines: [{name: x}]", r"engines\[0\].*`url`"),
+        ("engines: [5]", r"engines\[0\]"),
+        ("engines: [{url: x, max_inflight: many}]", r"engines\[0\].max_inflight"),
+        ("port: http", "port"),
+        ("host: 5", "host"),
+        ("policy: fair", "policy"),
+        ("policy: {options: {}}", "policy.*`name`"),
+        ("estimator: {name: x, options: []}", "estimator.options"),
+        ("token_counter: {name: 5}", "token_counter.name"),
+        ("tenants: [{tier: batch}]", r"tenants\[0\].*`id`"),
+        ("tenants: [{id: a, weight: heavy}]", r"tenants\[0\].weight"),
+        ("tenants: [{id: a, keys_sha256: abc}]", r"tenants\[0\].keys_sha256"),
+        ("allow_anonymous: maybe", "allow_anonymous"),
+        ("limits: {max_waiting: 1.5}", "limits.max_waiting"),
+        ("limits: {max_wait_seconds: {gold: 1}}", "limits.max_wait_seconds.*`gold`"),
+        ("[1, 2]", "object"),
+        ("a: [", "not valid YAML"),
+        ("a: !!python/object:os.system {}", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_file_and_field(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        loaded(tmp_path, text)
+    assert str(caught.value).startswith(str(tmp_path / "driftsched.yaml"))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+        load_settings(tmp_path / "nowhere.yaml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_settings(path)
+
+
+NAN, INF = float("nan"), float("inf")
+ALICE = TenantSettings("alice", keys_sha256=[KEY])
+
+
+def limits(**values: Any) -> dict[str, Any]:
+    return {"limits": LimitSettings(**values)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"engines": []}, "engines: name at least one"),
+        ({"port": 65536}, "port: .*65536"),
+        ({"port": -1}, "port: .*-1"),
+        ({"engines": [EngineSettings("http://a", max_inflight=0)]}, r"engines\[0\]\.max_inflight: .*0"),
+        ({"tenants": [TenantSettings("")]}, r"tenants\[0\]\.id"),
+        ({"tenants": [ALICE, TenantSettings("alice")]}, r"tenants\[1\]\.id: .*'alice'"),
+        ({"tenants": [TenantSettings("a", tier="gold")]}, r"tenants\[0\]\.tier: .*gold.*premium"),
+        ({"tenants": [TenantSettings("a", weight=0)]}, r"tenants\[0\]\.weight"),
+        ({"tenants": [TenantSettings("a", weight=NAN)]}, r"tenants\[0\]\.weight"),
+        ({"tenants": [TenantSettings("a", weight=INF)]}, r"tenants\[0\]\.weight"),
+        ({"tenants": [TenantSettings("a", keys_sha256=["sk-plain"])]}, r"tenants\[0\]\.keys_sha256: .*SHA-256"),
+        ({"tenants": [TenantSettings("a", keys_sha256=[KEY.upper()])]}, r"tenants\[0\]\.keys_sha256: .*lower-case"),
+        ({"tenants": [ALICE, TenantSettings("b", keys_sha256=[KEY])]}, r"tenants\[1\]\.keys_sha256: .*same key"),
+        (limits(max_body_bytes=0), "limits.max_body_bytes"),
+        (limits(max_waiting=0), "limits.max_waiting:"),
+        (limits(max_waiting_per_tenant=-1), "limits.max_waiting_per_tenant"),
+        (limits(max_waiting_bytes=0), "limits.max_waiting_bytes"),
+        (limits(max_queue_seconds=NAN), "limits.max_queue_seconds"),
+        (limits(max_stall_seconds=0), "limits.max_stall_seconds"),
+        (limits(drain_seconds=-1), "limits.drain_seconds"),
+        (limits(drain_seconds=NAN), "limits.drain_seconds"),
+        (limits(drain_seconds=INF), "limits.drain_seconds"),
+        ({"host": "0.0.0.0"}, "host: .*allow_anonymous"),
+        ({"host": "example.org", "tenants": [TenantSettings("a")]}, "host: .*keys_sha256"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        msgspec.structs.replace(Settings(engines=ENGINES), **changes).check()
+
+
+@pytest.mark.parametrize("label", ["premium", "standard", "batch"])
+@pytest.mark.parametrize("seconds", [0, -1.0, NAN])
+def test_a_maximum_wait_that_makes_no_sense_is_refused_by_name(label: str, seconds: float) -> None:
+    waits = msgspec.structs.replace(LimitSettings().max_wait_seconds, **{label: seconds})
+    with pytest.raises(ConfigError, match=f"limits.max_wait_seconds.{label}"):
+        Settings(engines=ENGINES, limits=LimitSettings(max_wait_seconds=waits)).check()
+
+
+def test_a_plain_key_in_the_settings_is_not_repeated_in_the_complaint() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(engines=ENGINES, tenants=[TenantSettings("a", keys_sha256=["sk-plain"])]).check()
+    assert "sk-plain" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    Settings(engines=ENGINES, host=host).check()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_others_are_let_in_with_keys_or_on_purpose(host: str) -> None:
+    Settings(engines=ENGINES, host=host, tenants=[ALICE]).check()
+    Settings(engines=ENGINES, host=host, allow_anonymous=True).check()
+
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+
+def described() -> dict[str, str]:
+    """Setting -> default, as the document has it."""
+    rows = re.findall(r"^\| `([a-z0-9_.\[\]]+)` \| ([^|]+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == len(dict(rows))
+    return {name: default.strip().strip("`") for name, default in rows}
+
+
+def defined(made: msgspec.Struct | type[msgspec.Struct], prefix: str = "") -> dict[str, str]:
+    """Setting -> default, as the code has it: of a struct made by default, or of one that must be given."""
+    settings: dict[str, str] = {}
+    for field in msgspec.structs.fields(made):
+        if isinstance(made, msgspec.Struct):
+            default = getattr(made, field.name)
+        else:
+            default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        if isinstance(default, msgspec.Struct):
+            settings |= defined(default, f"{prefix}{field.name}.")
+        elif default is msgspec.NODEFAULT:
+            settings[prefix + field.name] = "required"
+        else:
+            settings[prefix + field.name] = msgspec.json.encode(default).decode().strip('"')
+    return settings
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    expected = defined(Settings())
+    expected |= defined(EngineSettings, "engines[].") | defined(TenantSettings, "tenants[].")
+    assert expected == described()
+
+
+def test_the_example_in_the_document_is_accepted(tmp_path: Path) -> None:
+    example = re.search(r"```yaml\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    assert example is not None
+    loaded(tmp_path, example[1]).check()
