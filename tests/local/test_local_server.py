@@ -76,8 +76,8 @@ async def test_a_signal_stops_it_even_while_it_generates(number: signal.Signals)
     assert process.stderr is not None
     try:
         async with asyncio.timeout(240):
-            said = await process.stderr.readline()
-        url = said.decode().split(" listens on ")[1].split()[0]
+            said = (await process.stderr.readuntil(b" listens on ") + await process.stderr.readline()).decode()
+        url = said.split(" listens on ")[1].split()[0]
         async with aiohttp.ClientSession(url) as http, http.post("/v1/chat/completions", json=LONG) as response:
             assert (await response.content.readline()).startswith(b"data: ")
             process.send_signal(number)

