@@ -66,6 +66,8 @@ KINDS = {"short_qa": 0.40, "summary": 0.25, "technical": 0.20, "report": 0.15}
 SIMULATED_SECONDS = 14.0
 LOCAL_SECONDS = 40.0
 """How long each arm is driven: a CPU needs longer for answers enough to speak of."""
+START_SECONDS = 300.0
+"""A real model's weights are fetched on first use."""
 SPEED = 12.0
 """Simulated seconds per second."""
 DRIFT_SHARE = 1 / 3
@@ -160,7 +162,7 @@ async def _run(scene: Scene, shots: list[Shot]) -> dict[Arm, list[Hit]]:
 @asynccontextmanager
 async def _gateway(scene: Scene, arm: Arm) -> AsyncIterator[str]:
     """A fresh engine and a fresh gateway in front of it."""
-    async with running(*scene.engine) as engine_url:
+    async with running(*scene.engine, start_seconds=START_SECONDS) as engine_url:
         settings = {
             "engines": [{"url": engine_url, "max_inflight": scene.max_inflight}],
             "policy": {"name": arm.policy},
