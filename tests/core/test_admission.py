@@ -60,6 +60,15 @@ def test_an_empty_backlog_holds_no_rounding_error() -> None:
     assert 0.0 == backlog.waiting_tokens
 
 
+def test_a_rounding_error_never_makes_the_backlog_negative() -> None:
+    backlog = Backlog()
+    for tokens in (0.2, 0.5, 0.0):
+        backlog.enter(ticket_of(str(tokens), tokens=tokens))
+    for tokens in (0.2, 0.5):  # in doubles, 0.2 + 0.5 - 0.2 is less than 0.5
+        backlog.leave(ticket_of(str(tokens), tokens=tokens))
+    assert 0.0 == backlog.waiting_tokens
+
+
 def test_tenants_are_forgotten_when_they_wait_no_longer() -> None:
     backlog = Backlog()
     for n in range(1000):

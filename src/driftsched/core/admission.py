@@ -43,9 +43,9 @@ class Backlog:
         """The ticket waits no longer."""
         self.num_waiting -= 1
         self.waiting_bytes -= ticket.request.payload_bytes
-        self.waiting_tokens -= ticket.estimate.completion_tokens
-        if self.num_waiting == 0:
-            self.waiting_tokens = 0.0  # sums of floats do not cancel exactly: start anew from what is certain
+        # sums of floats do not cancel exactly: never below 0, and anew from what is certain when nothing waits
+        rest = self.waiting_tokens - ticket.estimate.completion_tokens
+        self.waiting_tokens = max(0.0, rest) if self.num_waiting else 0.0
         tenant = ticket.request.tenant.id
         self._by_tenant[tenant] -= 1
         if self._by_tenant[tenant] == 0:

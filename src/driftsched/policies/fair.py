@@ -8,6 +8,9 @@ from driftsched.policies.weighted import TIER_SHARES
 PROMPT_WEIGHT = 1.0
 COMPLETION_WEIGHT = 2.0
 
+MAX_DRAIN_SECONDS = 600.0
+"""A longer drain time is that of an engine that stands still, not of a backlog: it would exile who comes now."""
+
 
 class Fair:
     """Serve the tenant that got the fewest tokens for its weight; of its requests, short ones may overtake.
@@ -41,7 +44,7 @@ class Fair:
             return request.arrived_at
         long_tokens = 2 * load.waiting_tokens / load.num_waiting  # twice the mean is about the 90th percentile
         length = min(estimate.completion_tokens / long_tokens, 1.0) if long_tokens > 0 else 1.0
-        return request.arrived_at + self._slack * load.drain_seconds * length
+        return request.arrived_at + self._slack * min(load.drain_seconds, MAX_DRAIN_SECONDS) * length
 
     def charge(self, request: Request, usage: Usage) -> float:
         tokens = PROMPT_WEIGHT * usage.prompt_tokens + COMPLETION_WEIGHT * usage.completion_tokens
