@@ -33,7 +33,7 @@ class Witness(ABC):
     def dispatched(self, request: Request, at: float) -> None:
         self.waiting.remove(request)
 
-    def finished(self, request: Request, completion_tokens: int, at: float) -> None:
+    def finished(self, request: Request, completion_tokens: int, at: float) -> None:  # noqa: B027 - most do not care
         pass
 
     @abstractmethod
