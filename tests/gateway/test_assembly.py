@@ -178,6 +178,12 @@ def test_log_probabilities_of_a_chat_are_appended() -> None:
     assert {"content": [probability(t) for t in "abc"]} == document["choices"][0]["logprobs"]
 
 
+def test_equal_log_probabilities_of_two_pieces_count_twice() -> None:
+    piece = delta({"content": "ha"}, logprobs={"content": [{"token": "ha", "logprob": -0.1}]})
+    choice = assembled(piece, piece, piece)["choices"][0]
+    assert ("hahaha", 3) == (choice["message"]["content"], len(choice["logprobs"]["content"]))
+
+
 def test_log_probabilities_of_a_completion_are_appended() -> None:
     def probabilities(token: str, at: int) -> dict[str, Any]:
         return {"tokens": [token], "token_logprobs": [-0.5], "top_logprobs": [{token: -0.5}], "text_offset": [at]}

@@ -12,7 +12,7 @@ import pytest
 
 from driftsched.config import PartSettings, Settings, TenantSettings
 from driftsched.core.events import Admitted, Dispatched, Event, Finished
-from driftsched.core.model import Ticket
+from driftsched.core.model import Ticket, Usage
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.lengths import Drift, LengthLaw
 from driftsched.engines.model import BatchModel
@@ -139,16 +139,26 @@ async def test_a_burst_is_served_fairly_by_what_each_tenant_really_used(
         lines.setdefault(ticket.request.tenant.id, []).append(ticket)
     for line in lines.values():
         line.sort(key=lambda ticket: ticket.rank)
-    served = dict.fromkeys(lines, sum(plug.charge for plug in record.plugs))
+    served = dict.fromkeys(lines, sum(expected_price(plug) for plug in record.plugs))
     served["plug"] = inf  # it waits for nothing more
     for event in record.events:
         if isinstance(event, Dispatched) and event.ticket not in record.plugs:
             tenant = min((t for t in lines if lines[t]), key=lambda t: (served[t], t))
             assert lines[tenant].pop(0).id == event.ticket.id
-            served[tenant] += event.ticket.charge
+            served[tenant] += expected_price(event.ticket)
         elif isinstance(event, Finished):
-            served[event.ticket.request.tenant.id] += event.charge - event.ticket.charge
+            correction = price(event.ticket, event.usage) - expected_price(event.ticket)
+            served[event.ticket.request.tenant.id] += correction
     assert {"p": [], "s": [], "b": []} == lines
+
+
+def price(ticket: Ticket, usage: Usage) -> float:
+    """A token of the prompt counts one, a generated one two, by the share of the tier."""
+    return (usage.prompt_tokens + 2 * usage.completion_tokens) / TIER_SHARES[ticket.request.tier]
+
+
+def expected_price(ticket: Ticket) -> float:
+    return price(ticket, Usage(ticket.request.prompt_tokens, round(ticket.estimate.completion_tokens)))
 
 
 LIVE_AND_SIMULATED = [(policy, 1) for policy in (*DEFINITIONS, "fair")] + [(policy, 3) for policy in DEFINITIONS]
