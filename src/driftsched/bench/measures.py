@@ -1,21 +1,15 @@
-"""The figures of one run, each defined once (docs/metrics.md)."""
+"""The figures of a live run, defined as those of a simulated one."""
 
 from collections.abc import Callable, Iterable, Sequence
-from math import ceil
 from statistics import fmean
 
 from driftsched.bench.load import Hit
-
-MIN_BEYOND = 2
-"""A percentile is given only if at least so many values are expected beyond it: of fewer it is chance."""
+from driftsched.sim import measures
 
 
 def percentile(values: Iterable[float | None], fraction: float) -> float | None:
     """Nearest-rank percentile of the values there are; None if they are too few to carry it."""
-    known = sorted(value for value in values if value is not None)
-    if len(known) * (1 - fraction) < MIN_BEYOND:
-        return None
-    return known[ceil(len(known) * fraction) - 1]
+    return measures.percentile(sorted(value for value in values if value is not None), fraction)
 
 
 def mean_absolute_error(hits: Sequence[Hit]) -> float | None:
