@@ -22,10 +22,13 @@ class Figure:
     value: float
     unit: Literal["s", "%"]
 
-    @property
-    def label(self) -> str:
-        """The metric in a few words, for tables."""
-        return _LABELS.get(self.metric) or " ".join(self.metric.split(".")[1:]).replace("_seconds mean", "")
+
+def label_of(metric: str) -> str:
+    """A metric's path in a few words; of seconds, the mean unless it says otherwise."""
+    if metric in _LABELS:
+        return _LABELS[metric]
+    words = [word.removesuffix("_seconds") for word in metric.split(".")]
+    return " ".join(word for word in words if word not in ("by_tier", "by_class", "mean"))
 
 
 _POOLED = ("queue_seconds.mean", "e2e_seconds.p50", "e2e_seconds.p95", "e2e_seconds.p99")
@@ -38,12 +41,10 @@ _BY_CLASS = tuple(f"by_class.{name}.queue_seconds.mean" for name in ("short", "m
 _ERROR_CUTS = ("mae_cut_percent", "rmse_cut_percent")
 
 _LABELS = {
-    "queue_seconds.mean": "queue",
-    "e2e_seconds.p50": "e2e p50",
-    "e2e_seconds.p95": "e2e p95",
-    "e2e_seconds.p99": "e2e p99",
     "mae_cut_percent": "MAE cut",
     "rmse_cut_percent": "RMSE cut",
+    "prediction.mae_tokens": "MAE, as counted",
+    "makespan_seconds": "makespan",
 }
 
 _SECONDS = {

@@ -113,6 +113,7 @@ class Worker:
         for ticket in batch:
             truth = self._truth.pop(ticket.id)
             usage = Usage(ticket.request.prompt_tokens, truth.completion_tokens)
+            run_now(self._scheduler.progress(ticket.id, usage, step.ended_at))  # an answer comes in one piece
             run_now(self._scheduler.finish(ticket.id, usage, truth.finish_reason, step.ended_at))
         self.batches.append(Batch(now, step.ended_at, len(batch)))
         return step.ended_at
