@@ -186,3 +186,22 @@ def test_every_response_header_is_documented() -> None:
     source = (ROOT / "src" / "driftsched" / "gateway" / "answer.py").read_text(encoding="utf-8")
     sent = set(re.findall(r'b"(x-driftsched-[a-z-]+|x-request-id)"', source))
     assert sent == set(re.findall(r"^\| `(x-[a-z-]+)` \|", document, re.MULTILINE))
+
+
+async def test_every_refusal_before_admission_carries_a_request_id(house: House) -> None:
+    async with aiohttp.ClientSession(house.url) as http:
+        async with http.post("/v1/chat/completions", data=b"{", headers={"x-request-id": "mine"}) as response:
+            assert (400, "mine") == (response.status, response.headers["x-request-id"])
+        async with http.get("/nowhere") as response:
+            assert 404 == response.status
+            assert response.headers["x-request-id"]
+
+
+async def test_a_caller_without_a_key_is_refused_before_its_body_is_read() -> None:
+    settings = Settings(tenants=[TenantSettings("a", keys_sha256=[hash_key("sk-a")])])
+    async with (
+        live_gateway(simulated(), settings=settings) as house,
+        aiohttp.ClientSession(house.url) as http,
+        http.post("/v1/chat/completions", data=b"no JSON at all") as response,
+    ):
+        assert 401 == response.status

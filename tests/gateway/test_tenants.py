@@ -92,3 +92,10 @@ def test_a_client_never_gets_better_than_its_tenant_has(has: Tier, asked: Tier |
     given = effective_tier(Tenant("t", has), asked)
     assert given >= has
     assert given == (has if asked is None or asked < has else asked)
+
+
+def test_a_caller_without_a_key_is_turned_away_whatever_its_body_says() -> None:
+    with pytest.raises(HttpError) as refused:
+        keyed().check({})
+    assert 401 == refused.value.status
+    OpenTenants().check({})

@@ -42,6 +42,10 @@ _CLOSE = (("connection", "close"),)  # the rest of the body is not worth reading
 class TenantResolver(Protocol):
     """Who is calling."""
 
+    def check(self, headers: Headers) -> None:
+        """Raises `HttpError` 401 for a caller that will not be served, whatever its body says."""
+        ...
+
     def resolve(self, headers: Headers, user: str | None) -> Tenant:
         """The tenant. Raises `HttpError` 401."""
         ...
@@ -122,13 +126,16 @@ class Gateway:
             handler = self._route(scope["path"], scope["method"])
             await handler(headers, receive, send)
         except HttpError as error:
-            await respond(send, error.status, error.body, error.headers)
+            await self._refuse(error, headers, send)
         except ClientLeftError:
             return  # nobody is there to be told
         except Exception:  # what a generation may meet is handled where it runs: here no response has begun
             _logger.exception("%s %s failed", scope["method"], scope["path"])
-            fault = internal()
-            await respond(send, fault.status, fault.body)
+            await self._refuse(internal(), headers, send)
+
+    async def _refuse(self, error: HttpError, headers: Headers, send: Send) -> None:
+        request_id = _request_id(headers, self._next_id()).decode()
+        await respond(send, error.status, error.body, (*error.headers, ("x-request-id", request_id)))
 
     def _route(self, path: str, method: str) -> Callable[[Headers, Receive, Send], Awaitable[None]]:
         methods = self._routes.get(path)
@@ -145,6 +152,7 @@ class Gateway:
 
     async def _generate(self, endpoint: str, headers: Headers, receive: Receive, send: Send) -> None:
         """One generation, from its body to its last byte. The client may leave at any point of it."""
+        self._tenants.check(headers)  # before a byte of the body is read
         body = await self._read_body(headers, receive)
         call = parse_call(endpoint, body)
         request = self._request(endpoint, call, body, headers)
@@ -207,7 +215,7 @@ class Gateway:
                 code="model_not_found",
             )
         now = self._clock.now()
-        request_id = f"{self._id_prefix}-{next(self._ids)}"
+        request_id = self._next_id()
         forwarded = [(name.decode(), headers[name].decode("latin-1")) for name in _FORWARDED if name in headers]
         return Request(
             id=request_id,
@@ -224,6 +232,9 @@ class Gateway:
             ),
             payload_bytes=len(body),
         )
+
+    def _next_id(self) -> str:
+        return f"{self._id_prefix}-{next(self._ids)}"
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body. Raises `HttpError` 408, 413 or 415, and `ClientLeftError`."""
@@ -261,7 +272,7 @@ class Gateway:
         )
 
     async def _list_models(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        self._tenants.resolve(headers, None)
+        self._tenants.check(headers)
         models = self._catalogue.models or ()
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "driftsched"} for name in models]
         await respond(send, 200, msgspec.json.encode({"object": "list", "data": data}))

@@ -19,6 +19,10 @@ class KeyedTenants:
         """`digests`: (SHA-256 of the key in hex, tenant) pairs."""
         self._digests = [(bytes.fromhex(digest), tenant) for digest, tenant in digests]
 
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises `HttpError` 401 for a caller that will not be served, whatever its body says."""
+        self.resolve(headers, None)
+
     def resolve(self, headers: Mapping[bytes, bytes], user: str | None) -> Tenant:  # noqa: ARG002
         """The tenant whose key the call carries. Raises `HttpError` 401."""
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
@@ -46,6 +50,9 @@ class OpenTenants:
 
     def __init__(self, known: Sequence[Tenant] = ()) -> None:
         self._known = {tenant.id: tenant for tenant in known}
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Nobody is turned away."""
 
     def resolve(self, headers: Mapping[bytes, bytes], user: str | None) -> Tenant:
         """The tenant named by the fairness header, else by `user`, else `anonymous`; tier standard if not known."""
