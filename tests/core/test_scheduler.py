@@ -322,7 +322,7 @@ def test_a_rejected_client_is_told_to_come_back_when_the_backlog_has_drained(
         step(scheduler.submit(request_at(3000.0, str(n), category="summary"), 3000.0))
     with pytest.raises(RejectedError) as caught:
         step(scheduler.submit(request_at(3000.0, "late"), 3000.0))
-    assert pytest.approx(seconds, rel=0.02) == caught.value.retry_after_seconds
+    assert pytest.approx(seconds, rel=0.02) == caught.value.retry_after_seconds == scheduler.retry_after_seconds
 
 
 def test_a_closed_scheduler_rejects_what_comes_and_serves_what_it_admitted() -> None:

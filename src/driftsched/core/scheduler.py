@@ -82,6 +82,11 @@ class Scheduler:
             tokens_per_second=self._throughput.tokens_per_second,
         )
 
+    @property
+    def retry_after_seconds(self) -> float:
+        """When it is worth trying again: once what waits is served, 1 to `MAX_RETRY_AFTER_SECONDS`."""
+        return min(max(1.0, self.load.drain_seconds), MAX_RETRY_AFTER_SECONDS)
+
     async def submit(self, request: Request, now: float) -> Ticket:
         """Admit, predict and place. Raises `RejectedError` if the request may not wait."""
         self._reject_beyond_bounds(request, now)
@@ -175,7 +180,7 @@ class Scheduler:
         reason = self._backlog.exceeds(self._bounds, request) if self._open else "shutting_down"
         if reason is None:
             return
-        retry_after = min(max(1.0, self.load.drain_seconds), MAX_RETRY_AFTER_SECONDS)
+        retry_after = self.retry_after_seconds
         self._tell(Rejected(now, request, reason, retry_after))
         raise RejectedError(reason, _REJECTIONS[reason], retry_after)
 
