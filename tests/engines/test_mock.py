@@ -228,7 +228,7 @@ async def test_metrics_count_the_models_seats_and_memory() -> None:
     assert b'vllm:kv_cache_usage_perc{model_name="tiny"} 0.0\n' not in busy.body
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/health"])
+@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/health", "/props"])
 async def test_a_head_request_gets_the_head_alone(path: str) -> None:
     async with serving() as (app, _):
         head = await Exchange(app, "HEAD", path).done()
@@ -243,6 +243,14 @@ async def test_its_model_is_listed() -> None:
         listing = (await Exchange(app, "GET", "/v1/models").done()).json
 
     assert ("list", ["tiny"]) == (listing["object"], [model["id"] for model in listing["data"]])
+
+
+async def test_it_tells_how_many_requests_it_serves_at_once() -> None:
+    engine = make_engine()
+    async with serving() as (app, _):
+        props = (await Exchange(app, "GET", "/props").done()).json
+
+    assert {"total_slots": engine.model.max_num_seqs} == props
 
 
 async def test_it_is_healthy() -> None:

@@ -1,7 +1,8 @@
 """A stand-in for a model server: one simulated engine behind OpenAI's HTTP API, as a plain ASGI application.
 
 Serve it with any ASGI server. It knows the routes and metrics a gateway or a load generator asks a vLLM server for:
-`/v1/chat/completions`, `/v1/completions`, `/v1/models`, `/health` and `/metrics`.
+`/v1/chat/completions`, `/v1/completions`, `/v1/models`, `/health` and `/metrics`; and, as llama-server does, it tells
+at `/props` how many requests it serves at once.
 """
 
 import asyncio
@@ -55,7 +56,12 @@ class MockServer:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, method: str, path: str, receive: Receive, send: Send) -> None:
-        documents = {"/health": self._health, "/metrics": self._metrics, "/v1/models": self._models}
+        documents = {
+            "/health": self._health,
+            "/metrics": self._metrics,
+            "/props": self._props,
+            "/v1/models": self._models,
+        }
         allowed = ("POST",) if path in _OBJECTS else ("GET", "HEAD") if path in documents else ()
         if not allowed:
             await _send_error(send, 404, f"There is no {path} here.")
@@ -69,6 +75,9 @@ class MockServer:
 
     def _health(self) -> tuple[bytes, bytes]:
         return b"text/plain", b""
+
+    def _props(self) -> tuple[bytes, bytes]:
+        return _JSON, msgspec.json.encode({"total_slots": self._engine.model.max_num_seqs})
 
     def _models(self) -> tuple[bytes, bytes]:
         model = {
