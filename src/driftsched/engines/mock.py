@@ -1,8 +1,8 @@
 """A stand-in for a model server: one simulated engine behind OpenAI's HTTP API, as a plain ASGI application.
 
 Serve it with any ASGI server. It knows the routes and metrics a gateway or a load generator asks a vLLM server for:
-`/v1/chat/completions`, `/v1/completions`, `/v1/models`, `/health` and `/metrics`; and, as llama-server does, it tells
-at `/props` how many requests it serves at once.
+`/v1/chat/completions`, `/v1/completions`, `/v1/models`, `/health` and `/metrics`; and, as llama-server does, it
+tells at `/props` how many requests it serves at once.
 """
 
 import asyncio
