@@ -194,7 +194,7 @@ class Gateway:
             await answer.fail(from_rejection(error))
         except ExpiredError:
             waited = self._clock.now() - request.arrived_at
-            await answer.fail(from_expiry(waited, max(1.0, self._scheduler.load.drain_seconds)))
+            await answer.fail(from_expiry(waited, self._scheduler.retry_after_seconds))
         except EngineError as error:
             await answer.fail(from_engine(error))
         except ClientStalledError:
