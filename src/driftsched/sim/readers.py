@@ -270,8 +270,9 @@ class _Line(msgspec.Struct):
 
 def _read_json_lines(source: _Source, fewest: int) -> Iterator[Row]:
     decode = msgspec.json.Decoder(_Line).decode
-    for text in source:
-        if not text.strip():
+    for line_and_end in source:
+        text = line_and_end.rstrip()
+        if not text:
             continue
         try:
             line = decode(text)
@@ -313,7 +314,7 @@ def _json_error(source: _Source, text: str, problem: str) -> ConfigError:
         before = text.encode()[: int(at[1])].decode(errors="replace")
         return source.error(f"not JSON: {problem[: at.start()]}", len(before) + 1)
     if "truncated" in problem:
-        return source.error("not JSON: the line ends too early", len(text.rstrip()) + 1)
+        return source.error("not JSON: the line ends too early", len(text) + 1)
     return source.error(problem, 1)
 
 
@@ -322,6 +323,8 @@ def _json_error(source: _Source, text: str, problem: str) -> ConfigError:
 
 def _read_header(source: _Source, table: Iterator[list[str]]) -> list[str]:
     header = [name.strip() for name in _next_fields(source, table) or []]
+    if header and header[0][:1].isdigit():
+        raise source.error(f"the first line must name the columns, not begin with {header[0]!r}", 1)
     for number, name in enumerate(header, start=1):
         if name and name in header[: number - 1]:
             raise source.error(f"column {name!r} comes twice", number)

@@ -443,7 +443,7 @@ WORKLOADS: dict[str, Callable[..., Scenario]] = {
 def make_scenario(name: str, options: Mapping[str, object]) -> Scenario:
     """The ready-made scenario called `name`, or that of a YAML file.
 
-    `options` are its keyword arguments; text is converted to what they want, mappings and structs being JSON. Raises
+    `options` are its keyword arguments; text is converted to what they want, mappings being JSON. Raises
     `ConfigError` for an unknown name or option, and for a value that does not fit.
     """
     made = WORKLOADS.get(name)

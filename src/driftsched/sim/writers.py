@@ -146,9 +146,19 @@ def _write_lines(lines: Iterable[dict[str, Any]], file: TextIO) -> None:
 
 
 def _write_table(header: Sequence[str], table: Iterable[Sequence[object]], file: TextIO) -> None:
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(_UnixLines(file))
     writer.writerow(header)
     writer.writerows(table)
+
+
+class _UnixLines:
+    """Ends lines with a line feed alone. Told to do so itself, `csv` would leave a carriage return unquoted."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        return self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 @contextmanager
