@@ -222,7 +222,7 @@ def test_a_planted_fault_is_caught(mutant: Mutant) -> None:
         make_queue = build(mutant)
 
     with pytest.raises(Exception):  # noqa: B017, PT011 - a faulty queue may fail in any way
-        run_state_machine_as_test(FaultyMachine, settings=_settings(200, (Phase.generate,)))
+        run_state_machine_as_test(FaultyMachine, settings=_settings(1500, (Phase.generate,)))
 
 
 def test_modules_compiled_anew_without_a_fault_pass() -> None:
