@@ -25,7 +25,7 @@ MAY_IMPORT = {
 }
 """Rooms, and modules that count as one, by what of the package they may import."""
 
-COMPOSITION = {"", "__main__", "serving", "simulation", "demo", "cli"}
+COMPOSITION = {"", "__main__", "serving", "simulation", "simulating", "demo", "cli", "cli_sim"}
 """Only these know all."""
 
 NO_THIRD_PARTY = {"core", "policies"}

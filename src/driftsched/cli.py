@@ -2,12 +2,12 @@
 
 import logging
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from driftsched.cli_sim import EngineMode, compare, reproduce, simulate, trace_app
 from driftsched.core.errors import ConfigError, DriftschedError, EngineError
 
 if TYPE_CHECKING:
@@ -32,13 +32,6 @@ fills their batch, and learns from what really came out.
     driftsched serve --engine http://127.0.0.1:8000   put it in front of vLLM, SGLang, llama-server or Ollama
 """,
 )
-
-
-class EngineMode(StrEnum):
-    """How the simulated engine forms batches."""
-
-    CONTINUOUS = "continuous"
-    STATIC = "static"
 
 
 def main() -> None:
@@ -228,6 +221,11 @@ def hash_key() -> None:
     if not key:
         raise ConfigError("hash-key: no key on standard input")
     typer.echo(config.hash_key(key))
+
+
+for command in (simulate, reproduce, compare):
+    app.command()(command)
+app.add_typer(trace_app, name="trace")
 
 
 def _list_parts(registry: "Registry[Any]", default: str) -> None:

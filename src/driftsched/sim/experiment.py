@@ -1,0 +1,213 @@
+"""`driftsched simulate`: a workload x policies x estimators x seeds, every policy on the very same requests."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from driftsched.core.errors import ConfigError
+from driftsched.core.model import Request, Tenant, Usage
+from driftsched.core.protocols import Estimator, Policy, Queue
+from driftsched.core.scheduler import Scheduler
+from driftsched.engines.model import BatchModel, Mode
+from driftsched.engines.presets import Hardware
+from driftsched.sim.driver import Arrival, simulate
+from driftsched.sim.measures import Objective, Run, measure
+from driftsched.sim.oracle import Oracle
+from driftsched.sim.recording import Recorder, Recording
+from driftsched.sim.trace import Row, segments, trace_hash
+
+ORACLE = "oracle"
+"""The estimator that knows true lengths: only a simulation can build it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the simulator is not to know: how policies, estimators and queues are made. Must pickle."""
+
+    create_policy: Callable[[str], Policy]
+    create_estimator: Callable[[str], Estimator]
+    create_queue: Callable[[int], Queue]
+    """With so many slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The engine that is simulated."""
+
+    hardware: Hardware
+    mode: Mode = "continuous"
+    slots: int = 32
+    """Sequences in a batch, and requests in flight."""
+
+    def engine(self) -> BatchModel:
+        """A fresh one, at time 0."""
+        return BatchModel(self.hardware, mode=self.mode, max_num_seqs=self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way to schedule."""
+
+    policy: str
+    estimator: str
+    machine: Machine
+    variant: str = "base"
+    """What sets it apart from others with the same policy and estimator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Everything that decides the outcome. Must pickle."""
+
+    trace: Callable[[int], Sequence[Row]]
+    """The requests of a seed."""
+    cases: tuple[Case, ...]
+    seeds: tuple[int, ...]
+    parts: Parts
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeedResult:
+    """What came of one seed: a run for each case, in order."""
+
+    seed: int
+    trace_hash: str
+    runs: list[Run]
+    recordings: list[Recording]
+    """Empty unless asked for: they hold every request."""
+
+
+def run_experiment(
+    experiment: Experiment,
+    *,
+    processes: int = 1,
+    keep_recordings_of: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[SeedResult]:
+    """Run every case on every seed. The results do not depend on `processes`.
+
+    `keep_recordings_of` is a seed whose recordings are wanted; `progress` is told how many seeds of how many are
+    done. Raises `ConfigError` for no seeds, a seed given twice, or what the trace cannot be run on.
+    """
+    seeds = experiment.seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError("seeds: give at least one, and none twice")
+    if processes < 1:
+        raise ConfigError(f"processes: must be at least 1, not {processes}")
+    results = []
+    for result in _mapped(partial(run_seed, experiment, keep_recordings_of), seeds, min(processes, len(seeds))):
+        results.append(result)
+        progress(len(results), len(seeds))
+    return results
+
+
+def run_seed(experiment: Experiment, keep_recordings_of: int | None, seed: int) -> SeedResult:
+    """Every case on the trace of one seed."""
+    rows = experiment.trace(seed)
+    kept = []
+    runs = []
+    for case in experiment.cases:
+        recording = run_case(rows, case, seed, experiment.parts)
+        runs.append(measure(recording, experiment.objective))
+        if seed == keep_recordings_of:
+            kept.append(recording)
+    return SeedResult(seed, trace_hash(rows), runs, kept)
+
+
+def run_case(rows: Sequence[Row], case: Case, seed: int, parts: Parts) -> Recording:
+    """One run in virtual time. Raises `ConfigError` for a row that does not fit into the engine's memory."""
+    machine = case.machine
+    check_fits(rows, machine)
+    recorder = Recorder(
+        policy=case.policy,
+        estimator=case.estimator,
+        engine_mode=machine.mode,
+        variant=case.variant,
+        seed=seed,
+        slots=machine.slots,
+        phases=[row.phase for row in rows],
+    )
+    scheduler = Scheduler(
+        policy=parts.create_policy(case.policy),
+        estimator=_estimator(case.estimator, rows, parts),
+        describer=TraceDescriber(),
+        queue=parts.create_queue(machine.slots),
+        listeners=[recorder],
+    )
+    engine = machine.engine()
+    now = 0.0
+    number = 0
+    for part in segments(rows):
+        now = simulate(_arrivals(part, number, now), scheduler, engine)
+        number += len(part)
+    return recorder.recording()
+
+
+def capacity(rows: Sequence[Row], machine: Machine) -> float:
+    """Requests like these that the engine serves per second if some always wait: utilisation 1."""
+    check_fits(rows, machine)
+    engine = machine.engine()
+    for number, row in enumerate(rows):
+        engine.add(str(number), row.prompt_tokens, row.completion_tokens, 0.0)
+    while engine.advance():
+        pass
+    return len(rows) / engine.time
+
+
+def check_fits(rows: Iterable[Row], machine: Machine) -> None:
+    """Raises `ConfigError` naming the first row that the engine's context memory cannot hold."""
+    room = machine.hardware.kv_tokens
+    for number, row in enumerate(rows, 1):
+        total = row.prompt_tokens + row.completion_tokens
+        if total > room:
+            raise ConfigError(
+                f"request {number} of the trace has {total} tokens, but {machine.hardware.name} holds {room}: "
+                "choose other hardware, or leave such requests out"
+            )
+
+
+class TraceDescriber:
+    """A trace tells category and prompt length of every request: there is nothing to find out."""
+
+    def describe(self, request: Request) -> Request:
+        return request
+
+    def learn(self, request: Request, usage: Usage) -> None:
+        """Nothing was estimated."""
+
+
+def _estimator(name: str, rows: Sequence[Row], parts: Parts) -> Estimator:
+    if name == ORACLE:
+        return Oracle({str(number): row.completion_tokens for number, row in enumerate(rows)})
+    return parts.create_estimator(name)
+
+
+def _arrivals(rows: Iterable[Row], first_number: int, start: float) -> Iterator[Arrival]:
+    """Requests named by their place in the trace, `start` seconds later than it says."""
+    tenants: dict[tuple[str, int], Tenant] = {}
+    for number, row in enumerate(rows, first_number):
+        tenant = tenants.get((row.tenant, row.tier))
+        if tenant is None:
+            tenant = tenants[row.tenant, row.tier] = Tenant(row.tenant, row.tier)
+        request = Request(
+            id=str(number),
+            tenant=tenant,
+            tier=row.tier,
+            model=row.model,
+            arrived_at=start + row.at,
+            prompt=row.prompt,
+            prompt_tokens=row.prompt_tokens,
+            category=row.category,
+            max_tokens=row.max_tokens,
+        )
+        yield Arrival(request, row.completion_tokens, row.finish_reason)
+
+
+def _mapped(run: Callable[[int], SeedResult], seeds: Sequence[int], processes: int) -> Iterator[SeedResult]:
+    if processes == 1:
+        yield from map(run, seeds)
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            yield from pool.map(run, seeds)
