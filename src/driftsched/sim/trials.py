@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
+from msgspec.structs import replace
 
-from driftsched.core.model import Request, Tenant, Usage
-from driftsched.core.protocols import Estimator, Policy, Queue
+from driftsched.core.model import Request, Tenant
+from driftsched.core.protocols import Estimator
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.model import BatchModel, Mode
 from driftsched.engines.presets import get_hardware
 from driftsched.sim.driver import Arrival, simulate
-from driftsched.sim.measures import measure
+from driftsched.sim.experiment import ORACLE, Machine, Parts, TraceDescriber, capacity
+from driftsched.sim.measures import Run, measure
 from driftsched.sim.oracle import Oracle
 from driftsched.sim.published import POLICIES
 from driftsched.sim.recording import Recorder
@@ -60,10 +61,10 @@ WORDS_PER_TOKEN = Constant(
 )
 WORDS_SPREAD = Constant(
     "words_spread",
-    0.06,
+    0.065,
     "words/token",
     "standard deviation of the above between answers",
-    calibrated_on="table VII, fifo, MAE",
+    calibrated_on="table VII, fifo",
 )
 SCAN = Constant(
     "scan_microseconds",
@@ -134,14 +135,14 @@ VARIANTS = (
     Variant(
         "oracle",
         "True lengths instead of predictions.",
-        estimator="oracle",
+        estimator=ORACLE,
         against="paper",
         metrics=_WITH_ERROR,
     ),
     Variant(
         "continuous-oracle",
         "True lengths, continuous batching.",
-        estimator="oracle",
+        estimator=ORACLE,
         mode="continuous",
         against="continuous",
         metrics=_WITH_ERROR,
@@ -173,7 +174,7 @@ VARIANTS = (
 
 LOADS = tuple(
     Variant(
-        f"load-{rho:.2f}" + ("-oracle" if estimator == "oracle" else ""),
+        f"load-{rho:.2f}" + ("-oracle" if estimator == ORACLE else ""),
         f"Open loop at utilisation {rho:.2f}.",
         policies,
         estimator=estimator,
@@ -181,20 +182,17 @@ LOADS = tuple(
         rho=rho,
     )
     for rho in RHOS
-    for policies, estimator in ((("fifo", "sjf"), "ema"), (("sjf",), "oracle"))
+    for policies, estimator in ((("fifo", "sjf"), "ema"), (("sjf",), ORACLE))
 )
 """Where ordering helps and where it does not, with the engine kept busy for a given share of the time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What the simulator is not to know: how policies, estimators and a classifier are made. Must pickle."""
+class PaperParts(Parts):
+    """What the simulator is not to know."""
 
-    create_policy: Callable[[str], Policy]
     create_estimator: Callable[..., Estimator]
     """By name, and `feedback=False` for `ema`."""
-    create_queue: Callable[[int], Queue]
-    """With so many slots."""
     classify: Callable[[str], str]
     """Category of a prompt."""
 
@@ -212,13 +210,12 @@ class Trial:
 class Result:
     """Figures of one run."""
 
-    run: dict[str, Any]
-    """An element of `runs`."""
+    run: Run
     batch_seconds: list[float]
     """How long each full micro-batch took, in ascending order; empty for continuous batching."""
 
 
-def run_trial(trial: Trial, parts: Parts) -> Result:
+def run_trial(trial: Trial, parts: PaperParts) -> Result:
     """Simulate one run. The same trial gives the same figures."""
     variant = trial.variant
     demand = _Demand(trial, parts.classify)
@@ -234,7 +231,7 @@ def run_trial(trial: Trial, parts: Parts) -> Result:
     scheduler = Scheduler(
         policy=parts.create_policy(trial.policy),
         estimator=_estimator(variant.estimator, demand, parts),
-        describer=_Described(),
+        describer=TraceDescriber(),
         queue=parts.create_queue(SLOTS),
         listeners=[recorder],
     )
@@ -243,7 +240,7 @@ def run_trial(trial: Trial, parts: Parts) -> Result:
     )
     play = _play_batches if variant.mode == "static" else _play
     batch_seconds = play(demand, scheduler, engine, trial)
-    return Result(msgspec.to_builtins(measure(recorder.recording())), batch_seconds)
+    return Result(measure(recorder.recording()), batch_seconds)
 
 
 @lru_cache(maxsize=32)
@@ -261,20 +258,14 @@ def trace_of(seed: int, rho: float | None = None) -> tuple[Row, ...]:
     open_loop = []
     for row in segments(rows)[-1]:
         at += gaps.expovariate(rate)
-        open_loop.append(msgspec.structs.replace(row, at=on_grid(at), phase="steady", after_drain=False))
+        open_loop.append(replace(row, at=on_grid(at), phase="steady", after_drain=False))
     return tuple(open_loop)
 
 
 @lru_cache(maxsize=32)
 def _capacity(seed: int) -> float:
     """Requests of the second phase served in a second by continuous batching, if some always wait."""
-    rows = segments(trace_of(seed))[-1]
-    engine = BatchModel(get_hardware(HARDWARE), max_num_seqs=SLOTS)
-    for number, row in enumerate(rows):
-        engine.add(str(number), row.prompt_tokens, row.completion_tokens, 0.0)
-    while engine.advance():
-        pass
-    return len(rows) / engine.time
+    return capacity(segments(trace_of(seed))[-1], Machine(get_hardware(HARDWARE), "continuous", SLOTS))
 
 
 class _Demand:
@@ -328,22 +319,12 @@ class _Demand:
         ]
 
 
-def _estimator(name: str, demand: _Demand, parts: Parts) -> Estimator:
-    if name == "oracle":
+def _estimator(name: str, demand: _Demand, parts: PaperParts) -> Estimator:
+    if name == ORACLE:
         return Oracle(demand.lengths())
     if name == "ema-off":
         return parts.create_estimator("ema", feedback=False)
     return parts.create_estimator(name)
-
-
-class _Described:
-    """A trace tells category and prompt tokens of every request."""
-
-    def describe(self, request: Request) -> Request:
-        return request
-
-    def learn(self, request: Request, usage: Usage) -> None:
-        """Nothing was estimated."""
 
 
 def _play_batches(demand: _Demand, scheduler: Scheduler, engine: BatchModel, trial: Trial) -> list[float]:
