@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tier
+from driftsched.sim.prompts import WORDINGS
 from driftsched.sim.shaping import check_weights, spread_tiers, zipf_shares
 
 
@@ -87,7 +88,8 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     length_factors: dict[str, float] = {}
     """Category -> what the answers' lengths are multiplied by, > 0."""
     floods: dict[str, float] = {}
-    """Tenant -> k >= 1: it sends k times its share. What is too much comes on top, as a Poisson process."""
+    """Tenant -> k >= 1: it sends k times its share. What is too much comes on top, as a Poisson process that swings
+    as the others do."""
     model: str | None = None
     """None: the scenario's."""
     after_drain: bool = False
@@ -157,6 +159,10 @@ def _check(scenario: Scenario) -> None:
         check_weights("categories", {name: law.weight for name, law in scenario.categories.items()})
     if scenario.lengths_from is not None and scenario.prompts != "none":
         raise ConfigError("prompts: a trace's lengths fit no prompt of ours: give categories, or no prompts")
+    if scenario.prompts != "none":
+        for name in scenario.categories:
+            if name not in WORDINGS:
+                raise ConfigError(f"categories.{name}: there are prompts only for {', '.join(WORDINGS)}")
     check_weights("tenants", {name: law.share for name, law in scenario.members().items()})
     if not scenario.phases:
         raise ConfigError("phases: give at least one")

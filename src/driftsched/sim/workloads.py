@@ -80,7 +80,8 @@ class _Drawing:
             extra = self._rate * (factor - 1) * self._shares.get(tenant, 0.0) / sum(self._shares.values())
             if extra > 0:
                 of = f"flood:{tenant}:"
-                times = self._times(of, Arrivals(rate=extra), extra, None, seconds)
+                poisson_arrivals = replace(phase.arrivals, rate=extra, rho=None, cv=1.0, spread=None)
+                times = self._times(of, poisson_arrivals, extra, None, seconds)
                 rows += self._rows(of, start, times, {tenant: 1.0})
         if phase.floods:
             rows.sort(key=lambda row: row.at)
