@@ -85,6 +85,12 @@ def test_azure_of_2024_has_time_zones(save: Save) -> None:
     assert [Row(0.0, 2162, 5), Row(0.007405, 2399, 6), Row(0.99007, 76, 15)] == read_trace(save(AZURE_2024))
 
 
+def test_time_zones_may_change_from_row_to_row_and_none_means_utc(save: Save) -> None:
+    head = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    path = save(f"{head}2024-05-10 02:00:00+02:00,1,1\n2024-05-10 00:00:01,2,2\n2024-05-09 20:00:02-04:00,3,3\n")
+    assert [0.0, 1.0, 2.0] == [row.at for row in read_trace(path)]
+
+
 def test_azure_may_have_seconds_for_dates(save: Save) -> None:
     path = save("TIMESTAMP,ContextTokens,GeneratedTokens\n100.5,1,2\n101,3,4\n")
     assert [Row(0.0, 1, 2), Row(0.5, 3, 4)] == read_trace(path)
