@@ -239,8 +239,11 @@ def compare(
 
 def reproduce(
     seeds: Annotated[int, typer.Option(min=2, max=1000, help="Traces drawn; every policy runs on each.")] = 10,
-    out: Annotated[Path | None, typer.Option(help="Directory for reproduction.json and reproduction.txt.")] = None,
-    json: Annotated[Path | None, typer.Option(help="File for the document alone.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory for summary.json, summary.csv, reproduction.json, reproduction.txt."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the summary alone.")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Runs simulated at the same time. Default: one per core.")
     ] = None,

@@ -10,8 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tier
 from driftsched.engines.model import Mode
@@ -156,15 +154,11 @@ def run_reproduce(
     parts = PaperParts(create_policy, create_estimator, MemoryQueue, KeywordClassifier().classify)
     with _progress(quiet) as progress:
         made = reproduction.reproduce(range(1, num_seeds + 1), processes, parts, progress=progress)
-    text = reproduction.text(made)
-    sys.stdout.write(text)
-    encoded = msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n"
+    sys.stdout.write(reproduction.text(made))
     if json is not None:
-        json.write_bytes(encoded)
+        json.write_bytes(to_json(made.summary))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "reproduction.json").write_bytes(encoded)
-        (out / "reproduction.txt").write_text(text, encoding="utf-8")
+        reproduction.write_reproduction(out, made)
 
 
 def _check_names(policies: Sequence[str], estimators: Sequence[str]) -> None:
