@@ -9,8 +9,9 @@ import pytest
 
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tier
-from driftsched.sim.readers import MAX_LINE_BYTES, read_trace
+from driftsched.sim.readers import LAYOUTS, MAX_LINE_BYTES, Layout, read_trace
 from driftsched.sim.trace import Row
+from driftsched.sim.writers import WRITERS
 
 Save = Callable[[str | bytes], Path]
 
@@ -341,6 +342,25 @@ def test_a_message_about_a_wide_table_stays_short(save: Save) -> None:
     with pytest.raises(ConfigError) as error:
         read_trace(save(header + "\n"))
     assert 700 > len(str(error.value))
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "traces.md").read_text()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_every_layout_and_its_columns_are_documented(layout: Layout) -> None:
+    line = next(line for line in PAGE.splitlines() if line.startswith(f"| `{layout.name}` "))
+    assert [] == [name for name in (*layout.required, *layout.columns) if f"`{name}`" not in line]
+
+
+def test_every_field_of_a_row_is_documented() -> None:
+    assert [] == [name for name in Row.__struct_fields__ if f"| `{name}` |" not in PAGE]
+
+
+def test_every_format_that_is_written_is_documented() -> None:
+    assert [] == [
+        name for name in WRITERS if f"\n| `{name}` |" not in PAGE.partition("## Formats that are written")[2]
+    ]
 
 
 # The public traces, where a copy lies beside the checkout

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_type_hints
 
 import msgspec
 import pytest
@@ -7,7 +8,7 @@ from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tier
 from driftsched.sim.scenario import Arrivals, Category, Crowd, Length, Phase, Scenario, TenantLaw, load_scenario
 from driftsched.sim.trace import Row
-from driftsched.sim.workloads import WORKLOADS, generate
+from driftsched.sim.workloads import WORKLOADS, PaperAnswers, generate
 from driftsched.sim.writers import write_trace
 
 LUNCH = """\
@@ -211,3 +212,29 @@ def test_prompts_need_wordings_for_every_category() -> None:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
         load_scenario(tmp_path / "none.yaml")
+
+
+# The documentation
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "workloads.md").read_text()
+
+
+def test_the_example_of_the_documentation_is_a_scenario(tmp_path: Path) -> None:
+    example = PAGE.partition("```yaml\n")[2].partition("```")[0]
+    rows = generate(load(tmp_path, example), seed=1, capacity=5.0)
+    assert {"morning", "rush"} == {row.phase for row in rows}
+
+
+@pytest.mark.parametrize("struct", [Scenario, Category, Length, TenantLaw, Crowd, Phase, Arrivals, PaperAnswers])
+def test_every_field_of_a_scenario_is_documented(struct: type[msgspec.Struct]) -> None:
+    assert [] == [name for name in struct.__struct_fields__ if f"`{name}`" not in PAGE]
+
+
+def test_every_ready_made_workload_and_its_options_are_documented() -> None:
+    lines = {line.split("`")[1]: line for line in PAGE.splitlines() if line.startswith("| `")}
+    common = {"return", "rate", "rho", "requests"}
+    for name, made in WORKLOADS.items():
+        assert [] == [
+            option for option in get_type_hints(made) if f"`{option}`" not in lines[name] and option not in common
+        ]

@@ -104,7 +104,7 @@ def info(rows: Sequence[Row]) -> dict[str, Any]:
 
     `rate` is arrivals a second between the first and the last; `gap_cv` the standard deviation of the gaps between
     arrivals divided by their mean: 1 for a Poisson process, more for bursts. Both are None if there is no gap.
-    Percentiles are nearest-rank.
+    Percentiles are nearest-rank, of however few rows: a trace is all there is, not a sample of something.
     """
     if not rows:
         raise ValueError("a trace has at least one row")
