@@ -220,7 +220,7 @@ def _heading(demand: Demand, machine: Machine, results: Sequence[SeedResult]) ->
         f"{machine.hardware.name} ({machine.hardware.source}), {machine.slots} slots, {machine.mode} batching",
     ]
     if demand.rho is not None and demand.rho > KNEE:
-        lines.append(f"! rho above {KNEE:g}: compare policies, and do not trust the seconds (try --sensitivity)")
+        lines.append(f"! rho above {KNEE:g}: compare policies, do not trust the seconds; try --sensitivity")
     return "\n".join(lines) + "\n\n"
 
 

@@ -1,0 +1,143 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from driftsched.core.errors import ConfigError
+from driftsched.engines.presets import get_hardware
+from driftsched.sim.experiment import Machine
+from driftsched.simulating import Demand, Output, TraceOf, parse_options, run_simulate
+
+SMALL = (("requests", "200"),)
+
+
+def simulate(
+    demand: Demand, *, policies: tuple[str, ...] = ("fifo", "sjf"), out: Path | None = None, **changes: object
+) -> None:
+    arguments: dict[str, object] = {
+        "policies": policies,
+        "estimators": ("static",),
+        "num_seeds": 2,
+        "hardware": "l4-qwen1.5-1.8b",
+        "mode": "continuous",
+        "slots": 8,
+        "output": Output(json=out, quiet=True),
+    }
+    run_simulate(demand, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "driftsched", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_same_seeds_give_the_same_bytes_however_many_processes(tmp_path: Path) -> None:
+    for number, processes in enumerate((1, 1, 2)):
+        simulate(Demand(options=SMALL, rho=0.9), out=tmp_path / f"{number}.json", processes=processes)
+    first, *others = [(tmp_path / f"{number}.json").read_bytes() for number in range(3)]
+    assert [first, first] == others
+
+
+def test_every_policy_gets_the_same_requests_and_loses_none(tmp_path: Path) -> None:
+    simulate(Demand(options=SMALL, rho=0.9), policies=("fifo", "sjf", "fair"), out=tmp_path / "s.json")
+    runs = json.loads((tmp_path / "s.json").read_bytes())["runs"]
+    assert {("fifo", 1), ("sjf", 1), ("fair", 1), ("fifo", 2), ("sjf", 2), ("fair", 2)} == {
+        (run["policy"], run["seed"]) for run in runs
+    }
+    assert {200} == {run["requests"] for run in runs}
+    assert {200} == {run["outcomes"]["finished"] for run in runs}
+
+
+def test_the_oracle_is_never_wrong(tmp_path: Path) -> None:
+    simulate(Demand(options=SMALL, rho=0.9), estimators=("static", "oracle"), out=tmp_path / "s.json")
+    runs = json.loads((tmp_path / "s.json").read_bytes())["runs"]
+    assert {0.0} == {run["prediction"]["mae_tokens"] for run in runs if run["estimator"] == "oracle"}
+    assert all(run["prediction"]["mae_tokens"] > 0 for run in runs if run["estimator"] == "static")
+
+
+def test_the_sensitivity_band_changes_one_coefficient_at_a_time(tmp_path: Path) -> None:
+    simulate(Demand(options=SMALL, rho=0.8), policies=("fifo",), sensitivity=True, out=tmp_path / "s.json")
+    runs = [run for run in json.loads((tmp_path / "s.json").read_bytes())["runs"] if run["seed"] == 1]
+    p50 = {run["variant"]: run["e2e_seconds"]["p50"] for run in runs}
+    assert {"base", "floor-20%", "floor+20%", "kv-20%", "kv+20%"} == set(p50)
+    assert p50["floor-20%"] < p50["base"] < p50["floor+20%"]
+    assert p50["kv-20%"] < p50["base"] < p50["kv+20%"]
+
+
+def test_a_utilisation_means_the_same_rate_for_every_seed() -> None:
+    machine = Machine(get_hardware("l4-qwen1.5-1.8b"), slots=8)
+    source = TraceOf(Demand(options=(("requests", "4000"),), rho=0.5), machine)
+    for seed in (1, 2):
+        rows = source(seed)
+        assert len(rows) / rows[-1].at == pytest.approx(0.5 * source.capacity(), rel=0.06)
+
+
+def test_a_trace_is_stretched_to_the_utilisation_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(f"{n},20,{n % 7 + 1}\n" for n in range(300)))
+    machine = Machine(get_hardware("l4-qwen1.5-1.8b"), slots=8)
+    source = TraceOf(Demand(trace=path, rho=0.7), machine)
+    rows = source(1)
+    assert (len(rows) - 1) / rows[-1].at == pytest.approx(0.7 * source.capacity(), rel=1e-3)
+    assert [row.completion_tokens for row in rows] == [n % 7 + 1 for n in range(300)]
+
+
+def test_a_request_that_the_engine_cannot_hold_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n0,20,5\n1,900000,5\n")
+    with pytest.raises(ConfigError, match="request 2 of the trace has 900005 tokens"):
+        simulate(Demand(trace=path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"policies": ("fifo", "lottery")}, "policies: unknown 'lottery'"),
+        ({"policies": ()}, "policies: give at least one"),
+        ({"policies": ("fifo", "fifo")}, "policies: one is given twice"),
+        ({"estimators": ("crystal-ball",)}, "estimators: unknown 'crystal-ball'"),
+        ({"hardware": "abacus"}, "abacus"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_any_work(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        simulate(Demand(options=SMALL, rho=0.9), **changes)  # type: ignore[arg-type]
+
+
+def test_options_are_name_and_value() -> None:
+    assert {"rate": "2", "cv": "3"} == parse_options(["rate=2", "cv=3"])
+    for wrong in (["rate"], ["rate=1", "rate=2"]):
+        with pytest.raises(ConfigError, match="write name=value"):
+            parse_options(wrong)
+
+
+def test_results_go_to_standard_output_and_progress_does_not() -> None:
+    done = command("simulate", "--set", "requests=200", "--rho", "0.95", "--seeds", "2", "--policies", "fifo,sjf")
+    assert 0 == done.returncode
+    assert "E2E P95" in done.stdout
+    assert "! rho above 0.9" in done.stdout
+    assert "l4-qwen1.5-1.8b (extrapolated)" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "2 of 2 done\n" in done.stderr
+    assert "done" not in done.stdout
+
+
+def test_a_mistake_is_one_line_and_exit_status_two() -> None:
+    done = command("simulate", "--policies", "lottery")
+    assert (2, "") == (done.returncode, done.stdout)
+    assert 1 == done.stderr.count("\n")
+    assert "lottery" in done.stderr
+
+
+def test_a_trace_can_be_made_described_and_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "burst.jsonl.gz"
+    made = command("trace", "gen", "gamma", str(path), "--set", "rate=2", "--set", "requests=300")
+    assert (0, "") == (made.returncode, made.stderr)
+    described = command("trace", "info", str(path))
+    assert described.stdout.startswith("requests              300")
+    replayed = command("simulate", "--trace", str(path), "--policies", "fifo", "--seeds", "1", "--quiet")
+    assert (0, "") == (replayed.returncode, replayed.stderr)
+    assert "burst.jsonl.gz: 300 requests a seed" in replayed.stdout
