@@ -2,6 +2,7 @@
 
 import os
 from enum import StrEnum
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -175,6 +176,14 @@ def trace_export(
     ] = None,
     format: Annotated[str, typer.Option(help="jsonl (own), csv (own), mooncake, azure or burstgpt.")] = "jsonl",
     sort: Annotated[bool, typer.Option(help="Sort by time instead of refusing an unsorted trace.")] = False,
+    skip_empty: Annotated[
+        bool | None,
+        typer.Option(help="Leave out rows without tokens. Default: refuse them; of BurstGPT, leave out."),
+    ] = None,
+    start: Annotated[float, typer.Option(min=0, help="Leave out what arrives before, in seconds.")] = 0.0,
+    end: Annotated[
+        float | None, typer.Option(min=0, help="Leave out what arrives from then on, in seconds.")
+    ] = None,
     max_requests: Annotated[int | None, typer.Option(min=1, help="Keep the first so many requests.")] = None,
     rate: Annotated[float | None, typer.Option(min=0, help="Stretch time to so many requests per second.")] = None,
     tenants: Annotated[int | None, typer.Option(min=1, help="Draw so many tenants, by a Zipf law.")] = None,
@@ -192,6 +201,9 @@ def trace_export(
             source_format=source_format,
             format=format,
             sort=sort,
+            skip_empty=skip_empty,
+            start=start,
+            end=inf if end is None else end,
             max_requests=max_requests,
             rate=rate,
             tenants=tenants,
@@ -206,12 +218,16 @@ def trace_info(
     path: Annotated[Path, typer.Argument(help="Trace to read.")],
     format: Annotated[str | None, typer.Option(help="Its format, if its columns do not tell.")] = None,
     sort: Annotated[bool, typer.Option(help="Sort by time instead of refusing an unsorted trace.")] = False,
+    skip_empty: Annotated[
+        bool | None,
+        typer.Option(help="Leave out rows without tokens. Default: refuse them; of BurstGPT, leave out."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say what a trace is like: rate, burstiness, lengths, tenants."""
     from driftsched.sim import commands
 
-    typer.echo(commands.trace_info(path, format=format, sort=sort, as_json=json))
+    typer.echo(commands.trace_info(path, format=format, sort=sort, skip_empty=skip_empty, as_json=json))
 
 
 def compare(
