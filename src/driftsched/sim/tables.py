@@ -1,0 +1,156 @@
+"""The results of an experiment as tables for a terminal, at most 80 columns wide."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from driftsched.sim.statistics import Interval
+from driftsched.sim.summary import Arm, Document, Verdict, arm_of, labels
+
+WIDTH = 80
+_LABEL_WIDTH = 20
+_COLUMN_WIDTH = 15
+_HEADLINE = (
+    ("E2E P50", "e2e_seconds.p50"),
+    ("E2E P95", "e2e_seconds.p95"),
+    ("E2E P99", "e2e_seconds.p99"),
+    ("queue mean", "queue_seconds.mean"),
+)
+_TIERS = tuple((tier, f"by_tier.{tier}.e2e_seconds.p95") for tier in ("premium", "standard", "batch"))
+_PREDICTION = (
+    ("MAE, tokens", "prediction.mae_tokens"),
+    ("bias, tokens", "prediction.bias"),
+    ("Kendall tau", "prediction.kendall_tau"),
+)
+_SYSTEM = (
+    ("makespan, s", "makespan_seconds"),
+    ("slots in use", "slot_utilisation"),
+    ("gap, tokens", "service_gap_tokens"),
+    ("light P99, s", "light_tenant_p99_seconds"),
+)
+MIN_SEEDS = 5
+_SATURATION = {
+    "OVERLOADED": "times measure how long the run was, not how it serves.",
+    "BACKLOGGED": "a backlog built up, and was worked off.",
+}
+
+
+def render(document: Document) -> str:
+    """The tables and remarks a terminal shows, at most 80 columns wide."""
+    lines = []
+    for (mode, variant), group in groupby(
+        sorted(document.arms, key=lambda arm: _scene_order(document, arm)),
+        lambda arm: (arm.engine_mode, arm.variant),
+    ):
+        arms = list(group)
+        lines += ["", f"{variant}, {mode} batching: mean over {_seeds(document, arms)} ± 95 % interval"[:WIDTH]]
+        lines += ["", *_values_table("seconds", arms, _HEADLINE, document)]
+        if any(document.row(arm, metric) for arm in arms for _, metric in _TIERS):
+            lines += ["", *_values_table("E2E P95 by tier, s", arms, _TIERS, document)]
+        lines += ["", *_changes_table(arms, document)]
+        lines += ["", *_values_table("prediction", arms, _PREDICTION, document)]
+        lines += ["", *_values_table("system", arms, _SYSTEM, document)]
+    return "\n".join([*lines[1:], "", *_wrapped(remarks(document))]).rstrip() + "\n"
+
+
+def remarks(document: Document) -> list[str]:
+    """What a reader must know before believing the tables, a sentence each."""
+    names = labels(document.arms)
+    runs_of = {arm: [run for run in document.runs if arm_of(run) == arm] for arm in document.arms}
+    said = []
+    for verdict, meaning in _SATURATION.items():
+        hit = {arm: sum(run.saturation == verdict for run in runs) for arm, runs in runs_of.items()}
+        told = [f"{names[arm]} {count} of {len(runs_of[arm])}" for arm, count in hit.items() if count]
+        if told:
+            said.append(f"{verdict} runs: {', '.join(told)}: {meaning}")
+    for arm, runs in runs_of.items():
+        lost = {name: sum(run.outcomes[name] for run in runs) for name in ("rejected", "evicted", "failed")}
+        told = [f"{count} {name}" for name, count in lost.items() if count]
+        if told:
+            said.append(f"{names[arm]}: {', '.join(told)}: times are those of finished requests only.")
+        unfinished = sum(run.outcomes["unfinished"] for run in runs)
+        if unfinished:
+            said.append(f"{names[arm]}: {unfinished} requests never ended: these runs were cut off.")
+    if any(run.e2e_seconds.p99 is None for run in document.runs):
+        said.append("A dash: too few requests to carry that percentile (P99 needs 200, P95 40, P50 4).")
+    if len({run.seed for run in document.runs}) < MIN_SEEDS:
+        said.append(f"Fewer than {MIN_SEEDS} seeds: intervals are wide or missing; 10 is the default.")
+    if not document.complete:
+        said.append("Interrupted: only the runs that were done are shown.")
+    return said
+
+
+def change_text(change: Interval | None, verdict: Verdict | None) -> str:
+    """`-48% -52..-44`, or `-2% n.s.` when it may as well be nothing; a dash if there is nothing to compare."""
+    if change is None or verdict is None:
+        return "-"
+    mean = f"{100 * change.mean:+.0f}%" if change.mean < 10 else f"x{1 + change.mean:.0f}"
+    if change.n == 1:
+        return f"{mean} (n=1)"
+    if verdict == "n.s." or change.low is None or change.high is None:
+        return f"{mean} n.s."
+    return f"{mean} {100 * change.low:+.0f}..{100 * change.high:+.0f}" if change.mean < 10 else mean
+
+
+def value_text(interval: Interval | None) -> str:
+    """`4.66 ± 0.47`, with as many digits as three significant ones of the mean need; a dash if there is none."""
+    if interval is None:
+        return "-"
+    size = abs(interval.mean)
+    scale, unit = (1e3, "k") if size >= 1e5 else (1.0, "")
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    mean = f"{interval.mean / scale:.{digits}f}{unit}"
+    return mean if interval.half_width is None else f"{mean} ± {interval.half_width / scale:.{digits}f}{unit}"
+
+
+def _values_table(
+    title: str, arms: Sequence[Arm], columns: Sequence[tuple[str, str]], document: Document
+) -> Iterator[str]:
+    yield _line(title, [name for name, _ in columns])
+    names = labels(arms)
+    for arm in arms:
+        rows = [document.row(arm, metric) for _, metric in columns]
+        yield _line(names[arm], [value_text(row.interval if row else None) for row in rows])
+
+
+def _changes_table(arms: Sequence[Arm], document: Document) -> list[str]:
+    """Nothing if there is only a baseline."""
+    names = labels(arms)
+    lines = []
+    baselines: set[str] = set()
+    for arm in arms:
+        rows = [document.row(arm, metric) for _, metric in _HEADLINE]
+        against = {row.baseline for row in rows if row and row.baseline}
+        if against:
+            baselines |= against
+            lines.append(_line(names[arm], [change_text(row.change, row.verdict) if row else "-" for row in rows]))
+    if not lines:
+        return []
+    return [_line(f"against {', '.join(sorted(baselines))}", [name for name, _ in _HEADLINE]), *lines]
+
+
+def _line(label: str, cells: Sequence[str]) -> str:
+    short = label if len(label) <= _LABEL_WIDTH else label[: _LABEL_WIDTH - 1] + "…"
+    return (short.ljust(_LABEL_WIDTH) + "".join(cell.rjust(_COLUMN_WIDTH) for cell in cells)).rstrip()
+
+
+def _scene_order(document: Document, arm: Arm) -> tuple[int, int]:
+    """Arms of one engine mode and variant together, in the order in which they were first run."""
+    arms = document.arms
+    scenes = list(dict.fromkeys((a.engine_mode, a.variant) for a in arms))
+    return scenes.index((arm.engine_mode, arm.variant)), arms.index(arm)
+
+
+def _seeds(document: Document, arms: Sequence[Arm]) -> str:
+    count = len({run.seed for run in document.runs if arm_of(run) in arms})
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _wrapped(sentences: Iterable[str]) -> Iterator[str]:
+    for sentence in sentences:
+        line = "!"
+        for word in sentence.split():
+            if len(line) + 1 + len(word) > WIDTH:
+                yield line
+                line = " "
+            line += " " + word
+        yield line
