@@ -86,6 +86,14 @@ class Document(msgspec.Struct, frozen=True):
         """In the order in which they were run."""
         return list(dict.fromkeys(arm_of(run) for run in self.runs))
 
+    @property
+    def scenes(self) -> dict[tuple[str, str], list[Arm]]:
+        """The arms that may be compared with each other, by engine mode and variant."""
+        scenes: dict[tuple[str, str], list[Arm]] = {}
+        for arm in self.arms:
+            scenes.setdefault((arm.engine_mode, arm.variant), []).append(arm)
+        return scenes
+
 
 def document(
     runs: Sequence[Run],

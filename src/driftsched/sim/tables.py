@@ -1,7 +1,6 @@
 """The results of an experiment as tables for a terminal, at most 80 columns wide."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 
 from driftsched.sim.statistics import Interval
 from driftsched.sim.summary import Arm, Document, Verdict, arm_of, labels
@@ -37,19 +36,16 @@ _SATURATION = {
 def render(document: Document) -> str:
     """The tables and remarks a terminal shows, at most 80 columns wide."""
     lines = []
-    for (mode, variant), group in groupby(
-        sorted(document.arms, key=lambda arm: _scene_order(document, arm)),
-        lambda arm: (arm.engine_mode, arm.variant),
-    ):
-        arms = list(group)
+    for (mode, variant), arms in document.scenes.items():
         lines += ["", f"{variant}, {mode} batching: mean over {_seeds(document, arms)} ± 95 % interval"[:WIDTH]]
         lines += ["", *_values_table("seconds", arms, _HEADLINE, document)]
         if any(document.row(arm, metric) for arm in arms for _, metric in _TIERS):
             lines += ["", *_values_table("E2E P95 by tier, s", arms, _TIERS, document)]
-        lines += ["", *_changes_table(arms, document)]
+        changes = _changes_table(arms, document)
+        lines += ["", *changes] if changes else []
         lines += ["", *_values_table("prediction", arms, _PREDICTION, document)]
         lines += ["", *_values_table("system", arms, _SYSTEM, document)]
-    return "\n".join([*lines[1:], "", *_wrapped(remarks(document))]).rstrip() + "\n"
+    return "\n".join([*lines, "", *_wrapped(remarks(document))]).strip() + "\n"
 
 
 def remarks(document: Document) -> list[str]:
@@ -131,13 +127,6 @@ def _changes_table(arms: Sequence[Arm], document: Document) -> list[str]:
 def _line(label: str, cells: Sequence[str]) -> str:
     short = label if len(label) <= _LABEL_WIDTH else label[: _LABEL_WIDTH - 1] + "…"
     return (short.ljust(_LABEL_WIDTH) + "".join(cell.rjust(_COLUMN_WIDTH) for cell in cells)).rstrip()
-
-
-def _scene_order(document: Document, arm: Arm) -> tuple[int, int]:
-    """Arms of one engine mode and variant together, in the order in which they were first run."""
-    arms = document.arms
-    scenes = list(dict.fromkeys((a.engine_mode, a.variant) for a in arms))
-    return scenes.index((arm.engine_mode, arm.variant)), arms.index(arm)
 
 
 def _seeds(document: Document, arms: Sequence[Arm]) -> str:
