@@ -65,6 +65,8 @@ def test_a_change_that_may_be_nothing_is_not_significant() -> None:
     assert "-48% n.s." == change_text(Interval(-0.48, -1.2, 0.24, 3), "n.s.")
     assert "-48% (n=1)" == change_text(Interval(-0.48, None, None, 1), "n.s.")
     assert "x13" == change_text(Interval(12.0, 11.0, 13.0, 3), "higher")
+    assert "+0% n.s." == change_text(Interval(-0.002, -0.005, 0.001, 3), "n.s.")
+    assert "same" == change_text(Interval(0.0, 0.0, 0.0, 3), "n.s.")
     assert "-" == change_text(None, None)
     assert "-" == value_text(None)
 

@@ -319,7 +319,7 @@ def frontier(scene: Scene) -> "Figure | None":
     arms = [arm for arm in scene.arms if arm in p50 and arm in p99]
     if len(arms) < 2:
         return None
-    figure, (axis,) = _axes(1, 1, height=3.6, width=5.4)
+    figure, (axis,) = _axes(1, 1, height=3.4, width=7.6)
     for arm in arms:
         axis.errorbar(
             p50[arm].mean,
@@ -331,31 +331,20 @@ def frontier(scene: Scene) -> "Figure | None":
             capsize=2,
             elinewidth=1.1,
             color=scene.style(arm)["color"],
-        )
-    for arm, (across, up) in zip(arms, _label_offsets([(p50[a].mean, p99[a].mean) for a in arms]), strict=True):
-        axis.annotate(
-            scene.names[arm],
-            (p50[arm].mean, p99[arm].mean),
-            xytext=(across, up),
-            textcoords="offset points",
-            fontsize=8.5,
+            label=scene.names[arm],
         )
     axis.set(xlabel="E2E P50, s", ylabel="E2E P99, s")
-    axis.margins(0.22, 0.16)
-    axis.set_xlim(left=max(0.0, axis.get_xlim()[0]))
-    axis.set_ylim(bottom=max(0.0, axis.get_ylim()[0]))
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    figure.legend(*_unbarred(axis), loc="outside right upper", fontsize=8.5)
     return figure
 
 
-def _label_offsets(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Where labels go, in points from their mark: stacked where marks are close together."""
-    across = max((x for x, _ in points), default=1.0) or 1.0
-    up = max((y for _, y in points), default=1.0) or 1.0
-    offsets: list[tuple[float, float]] = []
-    for number, (x, y) in enumerate(points):
-        near = sum(abs(x - a) / across < 0.12 and abs(y - b) / up < 0.05 for a, b in points[:number])
-        offsets.append((7.0, 6.0 + 11.0 * near))
-    return offsets
+def _unbarred(axis: "Axes") -> tuple[list[Any], list[str]]:
+    """Marks and names for a legend, without the bars of the intervals."""
+    containers, names = axis.get_legend_handles_labels()
+    marks: list[Any] = list(containers)
+    return [mark[0] for mark in marks], names
 
 
 def forest(scene: Scene) -> "Figure | None":
@@ -389,7 +378,8 @@ def forest(scene: Scene) -> "Figure | None":
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_formatter(lambda percent, _: f"{percent:+g}" if percent else "0")
         axis.locator_params(axis="x", nbins=5)
-    figure.supxlabel("change, %", fontsize=9)
+    against = dict.fromkeys(row.baseline for found in rows.values() for row in found.values() if row.baseline)
+    figure.supxlabel(f"change against {', '.join(map(str, against))}, %", fontsize=9)
     return figure
 
 
@@ -407,6 +397,6 @@ def _legend(figure: "Figure", axis: "Axes") -> None:
     """Above the plot, in as few lines as fit; none where there is nothing to tell apart."""
     handles, names = axis.get_legend_handles_labels()
     if len(names) > 1:
-        width = sum(len(name) * 0.075 + 0.55 for name in names)  # inches
+        width = sum(len(name) * 0.066 + 0.5 for name in names)  # inches
         columns = max(1, min(len(names), int(len(names) * 9.2 / width)))
         figure.legend(handles, names, loc="outside upper left", ncols=columns, fontsize=8.5)

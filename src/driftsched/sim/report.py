@@ -50,7 +50,7 @@ class Plot:
     narrow: bool = False
 
 
-_OF_ONE_SEED = "One seed ({seed})."
+_OF_ONE_SEED = "Seed {seed} only."
 _OVER_SEEDS = "Mean over the seeds with 95 % intervals."
 
 PLOTS = (
@@ -240,7 +240,8 @@ def _method(document: Document) -> Iterable[str]:
         yield "</tr></thead><tbody>"
         for row in coefficients:
             name, value, unit, source = (_plain(row.get(key)) for key in ("name", "value", "unit", "source"))
-            yield f'<tr><th>{name}</th><td>{value}</td><td class="text">{unit}</td><td class="text">{source}</td></tr>'
+            cells = f'<td>{value}</td><td class="text">{unit}</td><td class="text">{source}</td>'
+            yield f"<tr><th>{name}</th>{cells}</tr>"
         yield "</tbody></table>"
     yield "<h3>Environment</h3>"
     yield from _facts({"commit": document.commit or "installed package", **document.environment})
@@ -248,10 +249,10 @@ def _method(document: Document) -> Iterable[str]:
 
 
 _STATISTICS = (
-    "Every arm was run on the same traces, one for each seed. Intervals are 95 % Student t intervals over seeds: the "
-    "requests of one run queue behind one another and are no independent sample. Differences are paired by seed; "
-    "&ldquo;n.s.&rdquo; says that the interval of a difference spans zero. Percentiles are nearest-rank, and left out "
-    "where fewer than two values lie beyond them. Times count from arrival, of the requests that finished."
+    "Every arm was run on the same traces, one for each seed. Intervals are 95 % Student t intervals over seeds: "
+    "the requests of one run queue behind one another and are no independent sample. Differences are paired by "
+    "seed; &ldquo;n.s.&rdquo; says that the interval of a difference spans zero. Percentiles are nearest-rank, and "
+    "left out where fewer than two values lie beyond them. Times count from arrival, of the requests that finished."
 )
 
 

@@ -27,6 +27,8 @@ _SYSTEM = (
     ("light P99, s", "light_tenant_p99_seconds"),
 )
 MIN_SEEDS = 5
+_LARGE_CHANGE = 10.0
+"""From here on a change is told as a factor: percent no longer fit, nor say anything."""
 _SATURATION = {
     "OVERLOADED": "times measure how long the run was, not how it serves.",
     "BACKLOGGED": "a backlog built up, and was worked off.",
@@ -76,15 +78,22 @@ def remarks(document: Document) -> list[str]:
 
 
 def change_text(change: Interval | None, verdict: Verdict | None) -> str:
-    """`-48% -52..-44`, or `-2% n.s.` when it may as well be nothing; a dash if there is nothing to compare."""
+    """`-48% -52..-44`, `-2% n.s.` when it may as well be nothing, `same`; a dash if there is nothing to compare."""
     if change is None or verdict is None:
         return "-"
-    mean = f"{100 * change.mean:+.0f}%" if change.mean < 10 else f"x{1 + change.mean:.0f}"
+    if change.mean == 0 and change.half_width in (None, 0):
+        return "same"
+    if change.mean >= _LARGE_CHANGE:
+        return f"x{1 + change.mean:.0f}"
     if change.n == 1:
-        return f"{mean} (n=1)"
+        return f"{_percent(change.mean)}% (n=1)"
     if verdict == "n.s." or change.low is None or change.high is None:
-        return f"{mean} n.s."
-    return f"{mean} {100 * change.low:+.0f}..{100 * change.high:+.0f}" if change.mean < 10 else mean
+        return f"{_percent(change.mean)}% n.s."
+    return f"{_percent(change.mean)}% {_percent(change.low)}..{_percent(change.high)}"
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share):+d}"
 
 
 def value_text(interval: Interval | None) -> str:
