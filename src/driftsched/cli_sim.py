@@ -10,8 +10,6 @@ import typer
 
 from driftsched.core.errors import ConfigError
 
-EXIT_GATE_FAILED = 5
-
 
 class EngineMode(StrEnum):
     """How the simulated engine forms batches."""
@@ -237,7 +235,9 @@ def compare(
         list[str] | None,
         typer.Option(help="Gate such as 'p99_e2e>+10%'; exit status 5 if it holds. May be repeated."),
     ] = None,
-    ignore_trace: Annotated[bool, typer.Option(help="Compare although the requests were not the same.")] = False,
+    allow_different_traces: Annotated[
+        bool, typer.Option("--allow-different-traces", help="Compare although the requests were not the same.")
+    ] = False,
 ) -> None:
     """Compare the results of two runs, and fail if one got worse than it may.
 
@@ -247,10 +247,9 @@ def compare(
     """
     from driftsched.sim.compare import run_compare
 
-    text, failed = run_compare(before, after, fail_if or [], ignore_trace=ignore_trace)
-    typer.echo(text)
-    if failed:
-        raise SystemExit(EXIT_GATE_FAILED)
+    text, status = run_compare(before, after, fail_if=fail_if or [], allow_different_traces=allow_different_traces)
+    typer.echo(text, nl=False)
+    raise SystemExit(status)
 
 
 def reproduce(

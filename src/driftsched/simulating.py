@@ -229,7 +229,10 @@ def _write(out: Path, made: Document, results: Sequence[SeedResult]) -> None:
 
     recordings = [recording for result in results for recording in result.recordings]
     write_results(out, made, recordings)
-    write_report(out / "report.html", made, recordings)
+    try:
+        write_report(out / "report.html", made, recordings)
+    except ConfigError as error:
+        print(f"no report.html: {error}", file=sys.stderr)
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def test_variants_and_engine_modes_have_tables_of_their_own() -> None:
         ([630.0, 632.0], "631 ± 13"),
         ([31.0, 31.5], "31.2 ± 3.2"),
         ([250_000.0, 251_000.0], "250k ± 6k"),
+        ([45_800.0, 45_900.0], "45.9k ± 0.6k"),
     ],
 )
 def test_a_value_has_three_digits_and_its_interval_as_many(values: list[float], text: str) -> None:
@@ -62,10 +63,12 @@ def test_a_value_has_three_digits_and_its_interval_as_many(values: list[float], 
 
 def test_a_change_that_may_be_nothing_is_not_significant() -> None:
     assert "-48% -52..-44" == change_text(Interval(-0.48, -0.52, -0.44, 10), "lower")
+    assert "x2.3 2.2..2.4" == change_text(Interval(1.34, 1.25, 1.43, 10), "higher")
     assert "-48% n.s." == change_text(Interval(-0.48, -1.2, 0.24, 3), "n.s.")
     assert "-48% (n=1)" == change_text(Interval(-0.48, None, None, 1), "n.s.")
     assert "x13" == change_text(Interval(12.0, 11.0, 13.0, 3), "higher")
     assert "+0% n.s." == change_text(Interval(-0.002, -0.005, 0.001, 3), "n.s.")
+    assert "-0.3%" == change_text(Interval(-0.003, -0.005, -0.001, 3), "lower")
     assert "same" == change_text(Interval(0.0, 0.0, 0.0, 3), "n.s.")
     assert "-" == change_text(None, None)
     assert "-" == value_text(None)
@@ -73,7 +76,7 @@ def test_a_change_that_may_be_nothing_is_not_significant() -> None:
 
 def test_whoever_reads_is_told_what_the_figures_do_not_carry() -> None:
     said = " ".join(remarks(document_of("fifo", seeds=2, requests=100, rate=60.0)))
-    assert "OVERLOADED runs: fifo 2 of 2" in said
+    assert "OVERLOADED: all 2 runs: times measure" in said
     assert "P99 needs 200" in said
     assert "Fewer than 5 seeds" in said
     assert [] == remarks(document_of("fifo", rate=2.0))

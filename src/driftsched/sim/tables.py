@@ -28,6 +28,7 @@ _SYSTEM = (
 )
 MIN_SEEDS = 5
 _LARGE_CHANGE = 10.0
+_DOUBLE = 1.0
 """From here on a change is told as a factor: percent no longer fit, nor say anything."""
 _SATURATION = {
     "OVERLOADED": "times measure how long the run was, not how it serves.",
@@ -78,7 +79,7 @@ def remarks(document: Document) -> list[str]:
 
 
 def change_text(change: Interval | None, verdict: Verdict | None) -> str:
-    """`-48% -52..-44`, `-2% n.s.` when it may as well be nothing, `same`; a dash if there is nothing to compare."""
+    """`-48% -52..-44`, `x2.3 2.1..2.5`, `-2% n.s.` when it may as well be nothing, `same`; a dash if incomparable."""
     if change is None or verdict is None:
         return "-"
     if change.mean == 0 and change.half_width in (None, 0):
@@ -89,6 +90,8 @@ def change_text(change: Interval | None, verdict: Verdict | None) -> str:
         return f"{_percent(change.mean)}% (n=1)"
     if verdict == "n.s." or change.low is None or change.high is None:
         return f"{_percent(change.mean)}% n.s."
+    if change.mean >= _DOUBLE:
+        return f"x{1 + change.mean:.1f} {1 + change.low:.1f}..{1 + change.high:.1f}"
     return f"{_percent(change.mean)}% {_percent(change.low)}..{_percent(change.high)}"
 
 
