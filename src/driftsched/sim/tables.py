@@ -79,7 +79,7 @@ def remarks(document: Document) -> list[str]:
 
 
 def change_text(change: Interval | None, verdict: Verdict | None) -> str:
-    """`-48% -52..-44`, `x2.3 2.1..2.5`, `-2% n.s.` when it may as well be nothing, `same`; a dash if incomparable."""
+    """`-48% -52..-44`, `x2.3 2.1..2.5`, `-2% n.s.` when it may as well be nothing, `same`; else a dash."""
     if change is None or verdict is None:
         return "-"
     if change.mean == 0 and change.half_width in (None, 0):
