@@ -34,6 +34,7 @@ _CSS = {_TEXT: "currentColor", _GRID: "var(--grid)"} | {
     colour: f"var(--s{number})" for number, colour in enumerate(_SERIES)
 }
 _DASHES: list[Any] = ["-", (0, (5, 1.6)), (0, (5, 1.5, 1.2, 1.5)), (0, (1.4, 1.4))]
+_MARKERS = ["o", "s", "^", "D"]
 _HEADLINE = (
     ("E2E P50", "e2e_seconds.p50"),
     ("E2E P95", "e2e_seconds.p95"),
@@ -82,10 +83,28 @@ class Scene:
     def names(self) -> dict[Arm, str]:
         return labels(self.arms)
 
-    def style(self, arm: Arm) -> dict[str, Any]:
-        """Colour and dashes: every arm looks the same in all plots."""
-        number = list(self.arms).index(arm)
-        return {"color": _SERIES[number % NUM_COLOURS], "linestyle": _DASHES[number % len(_DASHES)]}
+    def colour(self, arm: Arm) -> int:
+        """Number of the CSS colour of an arm, the same in all plots: a colour for each policy."""
+        return list(dict.fromkeys(a.policy for a in self.arms)).index(arm.policy) % NUM_COLOURS
+
+    def line(self, arm: Arm) -> dict[str, Any]:
+        """Colour by policy; dashes by estimator, or if there is only one, by policy for whoever sees no colours."""
+        estimators = self._estimators()
+        number = estimators.index(arm.estimator) if len(estimators) > 1 else self.colour(arm)
+        return {"color": _SERIES[self.colour(arm)], "linestyle": _DASHES[number % len(_DASHES)]}
+
+    def mark(self, arm: Arm) -> dict[str, Any]:
+        """Colour by policy, shape by estimator."""
+        number = self._estimators().index(arm.estimator)
+        return {"color": _SERIES[self.colour(arm)], "marker": _MARKERS[number % len(_MARKERS)]}
+
+    def bar(self, arm: Arm) -> dict[str, Any]:
+        """Colour by policy, paler from estimator to estimator."""
+        number = self._estimators().index(arm.estimator)
+        return {"color": _SERIES[self.colour(arm)], "alpha": max(0.3, 1 - 0.4 * number)}
+
+    def _estimators(self) -> list[str]:
+        return list(dict.fromkeys(arm.estimator for arm in self.arms))
 
     def rows(self, metric: str) -> dict[Arm, SummaryRow]:
         """The figure of every arm that has it."""
@@ -141,7 +160,7 @@ def latency_curves(scene: Scene) -> "Figure | None":
         for arm, seconds in columns.items():
             if seconds:
                 times, shares = _curve(seconds)
-                axis.plot(times, shares, label=scene.names[arm], **scene.style(arm))
+                axis.plot(times, shares, label=scene.names[arm], **scene.line(arm))
         _time_axis(axis, columns.values())
         axis.set(xlabel=title, ylim=(0, 1.01))
         axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
@@ -181,7 +200,7 @@ def queue_depth(scene: Scene) -> "Figure | None":
         times = [at - start for at, _ in run.queue_depth]
         depths = [depth for _, depth in run.queue_depth]
         arm = arm_of(run)
-        axis.step(times, depths, where="post", label=scene.names[arm], **scene.style(arm) | {"linewidth": 1.2})
+        axis.step(times, depths, where="post", label=scene.names[arm], **scene.line(arm) | {"linewidth": 1.2})
     axis.set(xlabel="time since the first arrival, s", ylabel="requests waiting")
     axis.set_xlim(left=0)
     axis.set_ylim(bottom=0)
@@ -225,7 +244,7 @@ def bars(dimension: str, columns: Sequence[tuple[str, str]]) -> Callable[[Scene]
                     width * 0.92,
                     yerr=[(row.interval.half_width or 0.0) if row else 0.0 for row in rows],
                     label=scene.names[arm],
-                    color=scene.style(arm)["color"],
+                    **scene.bar(arm),
                     error_kw={"ecolor": _TEXT, "elinewidth": 0.9, "capsize": 1.5},
                 )
             axis.set_title(title)
@@ -281,7 +300,7 @@ def prediction(scene: Scene) -> "Figure | None":
         )
         axis.plot([low, high], [low, high], color=_TEXT, linewidth=0.8, linestyle=_DASHES[1])
         axis.set(xlim=(low * 0.8, high), ylim=(low * 0.8, high), xlabel="predicted tokens")
-        axis.set_title(estimator)
+        axis.set_title(f"{estimator}: {len(actual)} answers")
         for part in (axis.xaxis, axis.yaxis):
             part.set_major_formatter(lambda tokens, _: f"{tokens:g}")
         axis.minorticks_off()
@@ -326,16 +345,19 @@ def frontier(scene: Scene) -> "Figure | None":
             p99[arm].mean,
             xerr=p50[arm].interval.half_width or 0.0,
             yerr=p99[arm].interval.half_width or 0.0,
-            fmt="o",
+            linestyle="none",
             markersize=6,
             capsize=2,
             elinewidth=1.1,
-            color=scene.style(arm)["color"],
+            **scene.mark(arm),
             label=scene.names[arm],
         )
     axis.set(xlabel="E2E P50, s", ylabel="E2E P99, s")
-    axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
+    axis.margins(0.08)
+    if min(p50[arm].mean for arm in arms) < max(p50[arm].mean for arm in arms) / 2:
+        axis.set_xlim(left=0)
+    if min(p99[arm].mean for arm in arms) < max(p99[arm].mean for arm in arms) / 2:
+        axis.set_ylim(bottom=0)
     figure.legend(*_unbarred(axis), loc="outside right upper", fontsize=8.5)
     return figure
 
@@ -359,16 +381,16 @@ def forest(scene: Scene) -> "Figure | None":
             row = found.get(arm)
             if row is None or row.change is None:
                 continue
-            colour = scene.style(arm)["color"]
+            mark = scene.mark(arm)
             axis.errorbar(
                 100 * row.change.mean,
                 place,
                 xerr=100 * (row.change.half_width or 0.0),
-                fmt="o",
+                linestyle="none",
                 markersize=5.5,
                 capsize=2.5,
-                color=colour,
-                markerfacecolor="none" if row.verdict == "n.s." else colour,
+                markerfacecolor="none" if row.verdict == "n.s." else mark["color"],
+                **mark,
             )
         axis.axvline(0, color=_TEXT, linewidth=0.9)
         axis.set_title(title)

@@ -96,8 +96,9 @@ PLOTS = (
     Plot(
         "prediction",
         "Predicted against observed length",
-        "Completion tokens, one panel for each estimator; the darker, the more requests (logarithmic). Truncated "
-        f"answers are left out, their true length is unknown. Dashed: a perfect prediction. {_OF_ONE_SEED}",
+        "Completion tokens, one panel for each estimator; the stronger the colour, the more of them (logarithmic). "
+        "Truncated answers are left out, their true length is unknown. Dashed: a perfect prediction. "
+        f"{_OF_ONE_SEED}",
         charts.prediction,
     ),
     Plot(
@@ -196,8 +197,8 @@ def _figures_table(scene: Scene, columns: Sequence[tuple[str, str]], *, saturati
     heads = [title for title, _ in columns] + (["verdict"] if saturation else [])
     yield '<div class="scroll"><table class="wide"><thead><tr><th></th>'
     yield "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr></thead><tbody>"
-    for place, arm in enumerate(scene.arms):
-        swatch = f'<span class="swatch" style="background:var(--s{place % charts.NUM_COLOURS})"></span>'
+    for arm in scene.arms:
+        swatch = f'<span class="swatch" style="background:var(--s{scene.colour(arm)})"></span>'
         cells = [_cell(scene.document.row(arm, metric), metric) for _, metric in columns]
         if saturation:
             cells.append(f"<td>{_verdicts(scene.document, arm)}</td>")

@@ -27,9 +27,12 @@ _SYSTEM = (
     ("light P99, s", "light_tenant_p99_seconds"),
 )
 MIN_SEEDS = 5
-_LARGE_CHANGE = 10.0
+_SMALL_CHANGE = 0.005
+"""Up to here a change is told with a decimal, and its interval is left to summary.json."""
 _DOUBLE = 1.0
-"""From here on a change is told as a factor: percent no longer fit, nor say anything."""
+"""From here on a change is told as a factor: percent no longer say anything."""
+_LARGE_CHANGE = 10.0
+"""And from here on without its interval, which no longer fits."""
 _SATURATION = {
     "OVERLOADED": "times measure how long the run was, not how it serves.",
     "BACKLOGGED": "a backlog built up, and was worked off.",
@@ -59,8 +62,10 @@ def remarks(document: Document) -> list[str]:
     for verdict, meaning in _SATURATION.items():
         hit = {arm: sum(run.saturation == verdict for run in runs) for arm, runs in runs_of.items()}
         told = [f"{names[arm]} {count} of {len(runs_of[arm])}" for arm, count in hit.items() if count]
-        if told:
-            said.append(f"{verdict} runs: {', '.join(told)}: {meaning}")
+        if hit and sum(hit.values()) == len(document.runs):
+            said.append(f"{verdict}: all {len(document.runs)} runs: {meaning}")
+        elif told:
+            said.append(f"{verdict}: {', '.join(told)}: {meaning}")
     for arm, runs in runs_of.items():
         lost = {name: sum(run.outcomes[name] for run in runs) for name in ("rejected", "evicted", "failed")}
         told = [f"{count} {name}" for name, count in lost.items() if count]
@@ -90,6 +95,8 @@ def change_text(change: Interval | None, verdict: Verdict | None) -> str:
         return f"{_percent(change.mean)}% (n=1)"
     if verdict == "n.s." or change.low is None or change.high is None:
         return f"{_percent(change.mean)}% n.s."
+    if abs(change.mean) < _SMALL_CHANGE:
+        return f"{100 * change.mean:+.1f}%"
     if change.mean >= _DOUBLE:
         return f"x{1 + change.mean:.1f} {1 + change.low:.1f}..{1 + change.high:.1f}"
     return f"{_percent(change.mean)}% {_percent(change.low)}..{_percent(change.high)}"
@@ -103,8 +110,8 @@ def value_text(interval: Interval | None) -> str:
     """`4.66 ± 0.47`, with as many digits as three significant ones of the mean need; a dash if there is none."""
     if interval is None:
         return "-"
-    size = abs(interval.mean)
-    scale, unit = (1e3, "k") if size >= 1e5 else (1.0, "")
+    scale, unit = (1e3, "k") if abs(interval.mean) >= 1e4 else (1.0, "")
+    size = abs(interval.mean) / scale
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     mean = f"{interval.mean / scale:.{digits}f}{unit}"
     return mean if interval.half_width is None else f"{mean} ± {interval.half_width / scale:.{digits}f}{unit}"
