@@ -7,6 +7,7 @@ import pytest
 
 from driftsched.config import (
     EngineSettings,
+    JournalSettings,
     LimitSettings,
     Settings,
     TenantSettings,
@@ -44,6 +45,7 @@ def test_everything_can_be_set_in_a_file(tmp_path: Path) -> None:
           max_body_bytes: 1000
           max_wait_seconds: {{premium: 1, standard: 2.5, batch: 3}}
           drain_seconds: 5
+        journal: {{path: journal.db, max_rows: 1000, max_bytes: 5000000, max_days: 7}}
         """,
     )
     settings.check()
@@ -52,6 +54,7 @@ def test_everything_can_be_set_in_a_file(tmp_path: Path) -> None:
     assert ("aging", {"tiers_per_second": 0.1}) == (settings.policy.name, settings.policy.options)
     assert [(KEY, Tenant("alice", Tier.PREMIUM, 2.0))] == settings.key_digests()
     assert {Tier.PREMIUM: 1.0, Tier.STANDARD: 2.5, Tier.BATCH: 3.0} == settings.max_wait_by_tier()
+    assert JournalSettings("journal.db", 1000, 5_000_000, 7.0) == settings.journal
 
 
 def test_an_empty_file_leaves_every_default(tmp_path: Path) -> None:
@@ -141,6 +144,10 @@ def limits(**values: Any) -> dict[str, Any]:
         (limits(drain_seconds=-1), "limits.drain_seconds"),
         (limits(drain_seconds=NAN), "limits.drain_seconds"),
         (limits(drain_seconds=INF), "limits.drain_seconds"),
+        ({"journal": JournalSettings("")}, "journal.path"),
+        ({"journal": JournalSettings("j", max_rows=0)}, "journal.max_rows: .*0"),
+        ({"journal": JournalSettings("j", max_bytes=-1)}, "journal.max_bytes"),
+        ({"journal": JournalSettings("j", max_days=NAN)}, "journal.max_days"),
         ({"host": "0.0.0.0"}, "host: .*allow_anonymous"),
         ({"host": "example.org", "tenants": [TenantSettings("a")]}, "host: .*keys_sha256"),
     ],

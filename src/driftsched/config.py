@@ -74,6 +74,15 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Bounds(self.max_waiting, self.max_waiting_per_tenant, self.max_waiting_bytes)
 
 
+class JournalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The journal of requests that ended; off unless it has a path."""
+
+    path: str | None = None
+    max_rows: int = 1_000_000
+    max_bytes: int = 1 << 30
+    max_days: float = 30.0
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything `driftsched serve` can be told."""
 
@@ -87,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_anonymous: bool = False
     """Serve callers without a key although others than this machine can connect."""
     limits: LimitSettings = LimitSettings()
+    journal: JournalSettings = JournalSettings()
 
     @property
     def on_loopback(self) -> bool:
@@ -124,6 +134,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError(f"engines[{number}].max_inflight: must be at least 1, not {engine.max_inflight}")
         _check_tenants(self.tenants)
         _check_limits(self.limits)
+        _check_journal(self.journal)
         if not (self.on_loopback or self.keyed or self.allow_anonymous):
             raise ConfigError(
                 f"host: {self.host} can be reached by others, but no tenant has a key. Give tenants keys_sha256, "
@@ -195,6 +206,14 @@ def _check_limits(limits: LimitSettings) -> None:
     for label, seconds in msgspec.structs.asdict(limits.max_wait_seconds).items():
         if not seconds > 0:
             raise ConfigError(f"limits.max_wait_seconds.{label}: must be greater than 0, not {seconds}")
+
+
+def _check_journal(journal: JournalSettings) -> None:
+    if journal.path == "":
+        raise ConfigError("journal.path: must name a file, or be left out")
+    for name in ("max_rows", "max_bytes", "max_days"):
+        if not getattr(journal, name) > 0:
+            raise ConfigError(f"journal.{name}: must be greater than 0, not {getattr(journal, name)}")
 
 
 def _check_tier(where: str, label: str) -> None:

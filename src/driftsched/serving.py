@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from math import ceil
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -29,6 +30,7 @@ from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
+from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.prometheus import PrometheusListener
 
 BACKLOG = 4096
@@ -41,9 +43,13 @@ def build_gateway(
     engine: Engine,
     queue: MemoryQueue,
     catalogue: Readiness,
+    journal: Journal | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Gateway:
-    """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`."""
+    """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
+
+    Whoever made `journal` closes it, once the gateway has come to rest.
+    """
     policy, estimator, counter = settings.policy, settings.estimator, settings.token_counter
     metrics = PrometheusListener(policy=policy.name, estimator=estimator.name, version=__version__)
     scheduler = Scheduler(
@@ -53,9 +59,9 @@ def build_gateway(
         queue=queue,
         bounds=settings.limits.bounds(),
         max_wait_seconds=settings.max_wait_by_tier(),
-        listeners=(metrics, *listeners),
+        listeners=(metrics, *([journal] if journal else ()), *listeners),
     )
-    metrics.watch(lambda: scheduler.load)
+    metrics.watch(lambda: scheduler.load, lambda: journal.dropped if journal else 0)
     return Gateway(
         scheduler=scheduler,
         engine=engine,
@@ -67,6 +73,21 @@ def build_gateway(
         max_body_bytes=settings.limits.max_body_bytes,
         max_queue_seconds=settings.limits.max_queue_seconds,
         max_stall_seconds=settings.limits.max_stall_seconds,
+    )
+
+
+def open_journal(settings: Settings) -> Journal | None:
+    """The journal that `settings` asks for; to be closed. Raises `ConfigError` for a file of something else."""
+    journal = settings.journal
+    if journal.path is None:
+        return None
+    return Journal(
+        Path(journal.path),
+        policy=settings.policy.name,
+        estimator=settings.estimator.name,
+        max_rows=journal.max_rows,
+        max_bytes=journal.max_bytes,
+        max_days=journal.max_days,
     )
 
 
@@ -92,8 +113,10 @@ async def _serve(settings: Settings) -> None:
             await gateway.dispatcher.dispatch()
 
     catalogue = Catalogue(engines, on_slots=use_slots)
+    journal = None
     try:
-        gateway = build_gateway(settings, engine=pool, queue=queue, catalogue=catalogue)
+        journal = open_journal(settings)
+        gateway = build_gateway(settings, engine=pool, queue=queue, catalogue=catalogue, journal=journal)
         with closing(listen(settings.host, settings.port)) as listener:
             await catalogue.start()
             gc.collect()
@@ -102,6 +125,8 @@ async def _serve(settings: Settings) -> None:
     finally:
         await catalogue.close()
         await pool.close()
+        if journal is not None:
+            journal.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

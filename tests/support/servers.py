@@ -19,6 +19,7 @@ from driftsched.gateway.catalogue import Catalogue
 from driftsched.queues.memory import MemoryQueue
 from driftsched.serving import build_gateway
 from driftsched.simulation import simulated_engine
+from driftsched.telemetry.journal import Journal
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -83,6 +84,7 @@ async def live_gateway(
     estimator: str = "calibrated",
     settings: Settings | None = None,
     catalogue: Catalogue | None = None,
+    journal: Journal | None = None,
 ) -> AsyncIterator[House]:
     """A gateway in front of `engine`, which it closes and, unless there is a catalogue, asks for its models.
 
@@ -99,6 +101,7 @@ async def live_gateway(
         engine=engine,
         queue=queue,
         catalogue=catalogue,
+        journal=journal,
         listeners=[events.append],
     )
     try:

@@ -1,10 +1,12 @@
 """Prometheus metrics. What each means is defined in docs/metrics.md; tenants are no label, they are unbounded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from driftsched.core.events import (
     Admitted,
@@ -65,8 +67,8 @@ class PrometheusListener:
             Recalibrated: self._on_recalibrated,
         }
 
-    def watch(self, load: Callable[[], Load]) -> None:
-        """Export what waits and what is in flight, read at each scrape. Call once."""
+    def watch(self, load: Callable[[], Load], dropped_rows: Callable[[], int] = lambda: 0) -> None:
+        """Export what waits, what is in flight, and what the journal lost, read at each scrape. Call once."""
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "driftsched_waiting_requests": ("Requests in the queue now", lambda: load().num_waiting),
             "driftsched_inflight_requests": ("Requests at the engines now", lambda: load().num_inflight),
@@ -75,6 +77,7 @@ class PrometheusListener:
         }
         for name, (text, value) in gauges.items():
             Gauge(name, text, registry=self.registry).set_function(value)
+        self.registry.register(_Dropped(dropped_rows))
 
     def export(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -126,6 +129,16 @@ class PrometheusListener:
         if series in self._bias_series or len(self._bias_series) < MAX_BIAS_SERIES:
             self._bias_series.add(series)
             self._bias.labels(*series).set(event.bias_after)
+
+
+class _Dropped(Collector):
+    """A counter that somebody else keeps."""
+
+    def __init__(self, value: Callable[[], int]) -> None:
+        self._value = value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily("driftsched_journal_dropped", "Rows that the journal lost", value=self._value())
 
 
 def _per_tier(metric: M) -> dict[Tier, M]:
