@@ -25,7 +25,18 @@ MAY_IMPORT = {
 }
 """Rooms, and modules that count as one, by what of the package they may import."""
 
-COMPOSITION = {"", "__main__", "serving", "simulation", "simulating", "demo", "cli", "cli_sim"}
+COMPOSITION = {
+    "",
+    "__main__",
+    "serving",
+    "simulation",
+    "simulating",
+    "benching",
+    "demo",
+    "cli",
+    "cli_sim",
+    "cli_bench",
+}
 """Only these know all."""
 
 NO_THIRD_PARTY = {"core", "policies"}

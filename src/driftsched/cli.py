@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from driftsched.cli_bench import bench
 from driftsched.cli_sim import EngineMode, compare, reproduce, simulate, trace_app
 from driftsched.core.errors import ConfigError, DriftschedError, EngineError
 
@@ -223,7 +224,7 @@ def hash_key() -> None:
     typer.echo(config.hash_key(key))
 
 
-for command in (simulate, reproduce, compare):
+for command in (simulate, reproduce, compare, bench):
     app.command()(command)
 app.add_typer(trace_app, name="trace")
 

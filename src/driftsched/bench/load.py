@@ -23,7 +23,8 @@ class Shot:
     kind: str
     """Kind of request, for reporting; it is not sent."""
     messages: tuple[Mapping[str, str], ...]
-    max_tokens: int
+    max_tokens: int | None
+    """None: as long as the model likes."""
     seed: int
 
 
@@ -35,12 +36,17 @@ class Hit:
     sent_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
+    """The end of the answer, or of the attempt."""
     status: int | None = None
     error: str | None = None
     queue_seconds: float | None = None
     """As the gateway states it; None from a server that is not one."""
     predicted_tokens: int | None = None
+    policy: str | None = None
+    """As the gateway states it."""
+    prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    """As the server counts them; None if it does not say."""
     finish_reason: str | None = None
 
     @property
@@ -55,6 +61,14 @@ class Hit:
     @property
     def ttft_seconds(self) -> float | None:
         return self.first_token_at - self.shot.at if self.first_token_at is not None else None
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Time per output token after the first one."""
+        tokens = self.completion_tokens or 0
+        if not self.ok or tokens < 2 or self.first_token_at is None or self.finished_at is None:
+            return None
+        return (self.finished_at - self.first_token_at) / (tokens - 1)
 
     @property
     def send_lag_seconds(self) -> float | None:
@@ -78,29 +92,64 @@ async def fire(
     shots: Sequence[Shot],
     *,
     model: str,
+    api_key: str | None = None,
+    stream: bool = True,
+    ignore_eos: bool = False,
     timeout_seconds: float = 600.0,
     on_change: Callable[[Progress], None] = lambda _: None,
 ) -> list[Hit]:
     """Send every shot at its instant to the OpenAI server at `url`, wait for all answers, and report in that order.
 
-    `shots` must be sorted by instant. Failures are reported, never raised; `on_change` is called whenever a request
-    was sent or answered.
+    `shots` must be sorted by instant. `ignore_eos` asks for answers of exactly `max_tokens`, which vLLM, SGLang and
+    llama-server grant. Without `stream` there is no time of the first token. Failures are reported, never raised;
+    `on_change` is called at the start and whenever a request was sent or answered, so whoever cancels this has the
+    hits so far.
     """
     progress = Progress(len(shots), hits=[Hit(shot) for shot in shots])
-    timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+    on_change(progress)
+    call = _Call(completions_url(url), model, stream, ignore_eos)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+        headers=bearer(api_key),
+    ) as session:
         start = monotonic()
         async with asyncio.TaskGroup() as group:
             for hit in progress.hits:
                 await asyncio.sleep(max(0.0, start + hit.shot.at - monotonic()))
-                group.create_task(_send(session, hit, model, start, progress, on_change))
+                group.create_task(_send(session, hit, call, start, progress, on_change))
     return progress.hits
+
+
+def root_url(url: str) -> str:
+    """The root of a server, given with or without `/v1`."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def completions_url(url: str) -> str:
+    """Where the server at `url` takes chats."""
+    return f"{root_url(url)}/v1/chat/completions"
+
+
+def bearer(api_key: str | None) -> dict[str, str]:
+    """The header that carries a key; nothing without one."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What all requests of a run have in common."""
+
+    url: str
+    model: str
+    stream: bool
+    ignore_eos: bool
 
 
 async def _send(
     session: aiohttp.ClientSession,
     hit: Hit,
-    model: str,
+    call: _Call,
     start: float,
     progress: Progress,
     on_change: Callable[[Progress], None],
@@ -109,36 +158,43 @@ async def _send(
     progress.sent += 1
     on_change(progress)
     try:
-        async with session.post("/v1/chat/completions", json=_body(hit.shot, model)) as response:
+        async with session.post(call.url, json=_body(hit.shot, call)) as response:
             hit.status = response.status
             _read_headers(hit, response.headers)
-            if response.status == 200:
+            if response.status != 200:
+                hit.error = f"http_{response.status}"
+            elif call.stream:
                 await _read_stream(hit, response.content, start)
             else:
-                hit.error = f"http_{response.status}"
-    except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
+                _read_whole(hit, await response.read())
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, msgspec.DecodeError) as error:
         hit.error = type(error).__name__
-    if hit.error is None:
-        hit.finished_at = monotonic() - start
-    else:
+    hit.finished_at = monotonic() - start
+    if hit.error is not None:
         progress.errors += 1
     progress.done += 1
     on_change(progress)
 
 
-def _body(shot: Shot, model: str) -> dict[str, object]:
-    return {
-        "model": model,
+def _body(shot: Shot, call: _Call) -> dict[str, object]:
+    body: dict[str, object] = {
+        "model": call.model,
         "messages": shot.messages,
-        "max_tokens": shot.max_tokens,
         "user": shot.tenant,
         "seed": shot.seed,
-        "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream": call.stream,
     }
+    if shot.max_tokens is not None:
+        body["max_tokens"] = shot.max_tokens
+    if call.stream:
+        body["stream_options"] = {"include_usage": True}
+    if call.ignore_eos:
+        body["ignore_eos"] = True
+    return body
 
 
 def _read_headers(hit: Hit, headers: Mapping[str, str]) -> None:
+    hit.policy = headers.get("x-driftsched-policy")
     if "x-driftsched-queue-seconds" in headers:
         hit.queue_seconds = float(headers["x-driftsched-queue-seconds"])
         hit.predicted_tokens = int(headers["x-driftsched-predicted-tokens"])
@@ -146,10 +202,18 @@ def _read_headers(hit: Hit, headers: Mapping[str, str]) -> None:
 
 class _Usage(msgspec.Struct):
     completion_tokens: int
+    prompt_tokens: int | None = None
 
 
 class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    """Two names under which servers send what a model thinks before it answers: tokens, too."""
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.content or self.reasoning_content or self.reasoning)
 
 
 class _Choice(msgspec.Struct):
@@ -176,10 +240,25 @@ async def _read_stream(hit: Hit, content: aiohttp.StreamReader, start: float) ->
         if event.error is not None:
             hit.error = "stream_error"
         if event.usage is not None:
-            hit.completion_tokens = event.usage.completion_tokens
+            _read_usage(hit, event.usage)
         for choice in event.choices:
             hit.finish_reason = choice.finish_reason or hit.finish_reason
-            if choice.delta.content and hit.first_token_at is None:
+            if choice.delta.has_text and hit.first_token_at is None:
                 hit.first_token_at = monotonic() - start
     if hit.finish_reason is None and hit.error is None:
         hit.error = "broken_stream"
+
+
+def _read_whole(hit: Hit, body: bytes) -> None:
+    answer = _decode_event(body)
+    if answer.usage is not None:
+        _read_usage(hit, answer.usage)
+    for choice in answer.choices:
+        hit.finish_reason = choice.finish_reason
+    if hit.finish_reason is None:
+        hit.error = "broken_answer"
+
+
+def _read_usage(hit: Hit, usage: _Usage) -> None:
+    hit.prompt_tokens = usage.prompt_tokens
+    hit.completion_tokens = usage.completion_tokens
