@@ -112,6 +112,7 @@ MUTANTS = [
         "a number no order can hold is let in", lines, "        _check_numbers(ticket.rank, ticket.charge)\n", ""
     ),
     Mutant("a rank no order can hold is let in later", lines, "        _check_numbers(rank, charge)\n", ""),
+    Mutant("a place no order can hold is let in", lines, "        _check_names(ticket.band, ticket.flow)\n", ""),
     Mutant("an account is spoilt at settlement", lines, "        _check_numbers(0.0, charge)\n", ""),
     Mutant(
         "a refused ticket leaves its flow behind",

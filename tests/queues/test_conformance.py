@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from math import inf, nan
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -351,6 +352,32 @@ async def test_a_rank_or_charge_no_order_can_hold_changes_nothing(
     assert (1, 1, 2.0) == (queue.num_waiting, queue.num_inflight, queue.service(0, "flow"))
     assert ["b"] == await order(queue)
     assert 3.0 == queue.service(0, "flow")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"band": None}, "band must be an int, not None"),
+        ({"band": "0"}, "band must be an int, not '0'"),
+        ({"band": nan}, "band must be an int, not nan"),
+        ({"flow": None}, "flow must be a str, not None"),
+        ({"flow": 5}, "flow must be a str, not 5"),
+    ],
+)
+async def test_a_band_or_flow_of_the_wrong_type_changes_nothing_however_often_it_is_tried(
+    make_queue: MakeQueue, place: dict[str, Any], message: str
+) -> None:
+    queue = make_queue(9)
+    await queue.push(ticket("a", seq=0, charge=4.0))
+    for attempt in range(2):
+        with pytest.raises(TypeError, match=message):
+            await queue.push(ticket("wrong", seq=1 + attempt, **place))
+    assert ["a"] == await order(queue)
+    await queue.settle("a", 4.0, release=True)
+    await queue.push(ticket("b", seq=3, flow="other"))
+    assert 4.0 == queue.service(0, "other"), "the floor followed the last flow that stopped waiting"
+    assert ["b"] == await order(queue)
+    assert 0 == queue.num_waiting
 
 
 async def test_flow_names_and_ids_may_hold_any_characters(make_queue: MakeQueue) -> None:

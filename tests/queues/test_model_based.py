@@ -4,7 +4,7 @@ The same machine is run on queues with planted faults, and has to catch each of 
 """
 
 from math import inf, nan
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -103,6 +103,12 @@ class QueueMachine(RuleBasedStateMachine):
             for charge in (wrong, -1.0):
                 with pytest.raises(ValueError, match="must be finite"):
                     run_now(self.queue.settle(self._one_in_flight(number), charge, release=True))
+
+    @rule(band=st.sampled_from([None, "0", nan, 0.5]), flow=st.sampled_from([None, 5, b"a"]))
+    def no_place_is_let_in(self, band: Any, flow: Any) -> None:
+        for place in ((band, "a"), (0, flow)):
+            with pytest.raises(TypeError, match="must be"):
+                run_now(self.queue.push(ticket("wrong", seq=0, band=place[0], flow=place[1])))
 
     @rule(number=NUMBERS, charge=CHARGES)
     def an_id_answers_only_where_it_is(self, number: int, charge: float) -> None:

@@ -160,12 +160,14 @@ class Lines:
         return known.service if known else 0.0
 
     def push(self, ticket: Ticket) -> None:
-        """Let `ticket` wait. Raises `ValueError` for an id in use, or a rank or charge no order can hold.
+        """Let `ticket` wait. Raises `ValueError` for an id in use, or a rank or charge no order can hold,
+        and `TypeError` for a band that is no int or a flow that is no str.
 
         Its `seq` must be new as well: it tells the ticket from an earlier one with the same id.
         """
         if ticket.id in self._waiting or ticket.id in self._inflight:
             raise ValueError(f"ticket id {ticket.id!r} is in use")
+        _check_names(ticket.band, ticket.flow)
         _check_numbers(ticket.rank, ticket.charge)
         band = self._band(ticket.band)
         flow = band.flows.get(ticket.flow)
@@ -277,6 +279,14 @@ class Lines:
     def _still_ranked(self, entry: RankEntry) -> bool:
         place = self._waiting.get(entry[2])
         return place is not None and place.entry is entry
+
+
+def _check_names(band: int, flow: str) -> None:
+    """A policy may be a plug-in that nobody type-checked, and names of mixed types cannot be sorted."""
+    if not isinstance(band, int):
+        raise TypeError(f"band must be an int, not {band!r}")
+    if not isinstance(flow, str):
+        raise TypeError(f"flow must be a str, not {flow!r}")
 
 
 def _check_numbers(rank: float, charge: float) -> None:
