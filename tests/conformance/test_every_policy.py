@@ -1,5 +1,6 @@
 """What every registered policy must do, whoever wrote it."""
 
+from dataclasses import replace
 from math import isfinite
 
 import pytest
@@ -96,6 +97,18 @@ def test_the_same_question_has_the_same_answer_whatever_was_asked_between(
 def test_a_safety_margin_moves_nobody(policy: Policy, request: Request, estimate: Estimate, load: Load) -> None:
     padded = Estimate(estimate.completion_tokens, estimate.q50 + 1, estimate.q80 + 50, estimate.q90 + 900)
     assert policy.rank(request, estimate, load) == policy.rank(request, padded, load)
+
+
+@settings(max_examples=100, derandomize=True)
+@given(request=REQUESTS, entitled=st.sampled_from(Tier), estimate=ESTIMATES, load=LOADS)
+def test_a_request_counts_by_the_tier_it_is_served_at_whatever_its_tenant_could_have_had(
+    policy: Policy, request: Request, entitled: Tier, estimate: Estimate, load: Load
+) -> None:
+    other = replace(request, tenant=replace(request.tenant, tier=entitled))
+    usage = Usage(request.prompt_tokens, round(estimate.completion_tokens))
+    assert (policy.band(request), policy.flow(request)) == (policy.band(other), policy.flow(other))
+    assert policy.rank(request, estimate, load) == policy.rank(other, estimate, load)
+    assert policy.charge(request, usage) == policy.charge(other, usage)
 
 
 def test_equal_requests_of_a_tenant_are_served_in_order_of_arrival(name: str) -> None:

@@ -3,6 +3,7 @@
 import gc
 import logging
 import weakref
+from asyncio import CancelledError
 from collections.abc import Mapping
 from dataclasses import replace
 from math import inf, nan
@@ -132,6 +133,12 @@ def test_a_request_that_waited_its_maximum_is_served_next_and_said_to_be_overdue
     assert [False, True, False] == [e.overdue for e in events if isinstance(e, Dispatched)]
 
 
+def test_the_maximum_wait_is_that_of_the_tier_asked_for_not_of_the_best_one_allowed() -> None:
+    scheduler = scheduler_of(max_wait_seconds={Tier.PREMIUM: 10.0, Tier.BATCH: 600.0})
+    request = request_at(1.0, "a", tenant=Tenant("acme", Tier.PREMIUM), tier=Tier.BATCH)
+    assert 601.0 == step(scheduler.submit(request, 1.0)).overdue_at
+
+
 def test_the_first_token_is_told_once_and_not_before_there_is_one() -> None:
     events: list[Event] = []
     scheduler = scheduler_of(listeners=[events.append])
@@ -171,6 +178,16 @@ def test_an_answer_longer_than_expected_pays_as_it_grows(queue: MemoryQueue) -> 
         step(scheduler.progress("a", Usage(10, tokens), 1.0))
         services.append(queue.service(0, "t"))
     assert [150.0, 150.0, 200.0, 264.0] == services
+
+
+def test_a_count_that_falls_back_gives_nothing_back_before_the_end(queue: MemoryQueue) -> None:
+    scheduler = scheduler_of(Priced(), queue=queue)
+    for name in "ab":
+        step(scheduler.submit(request_at(0.0, name), 0.0))
+    dispatched(scheduler, 0.0)
+    for tokens in (90, 60):
+        step(scheduler.progress("a", Usage(10, tokens), 1.0))
+    assert 90.0 == queue.service(0, "t")
 
 
 def test_a_cancelled_request_pays_what_it_generated_and_frees_its_slot(queue: MemoryQueue) -> None:
@@ -252,6 +269,25 @@ def test_the_estimator_is_told_whether_a_length_is_true_or_a_lower_bound() -> No
     step(scheduler.fail("c", Usage(10, 3), "x", 1.0))
     step(scheduler.cancel(tickets[3], Usage(10, 4), 1.0))
     assert [("a", 1, True), ("b", 2, False), ("c", 3, False), ("d", 4, False)] == recorder.lessons
+
+
+def test_the_describer_is_told_what_the_engine_counted() -> None:
+    class Counting(KnownDescriber):
+        def __init__(self) -> None:
+            self.lessons: list[tuple[str, Usage]] = []
+
+        def learn(self, request: Request, usage: Usage) -> None:
+            self.lessons.append((request.id, usage))
+
+    describer = Counting()
+    scheduler = Scheduler(
+        policy=Priced(), estimator=CategoryMeans(), describer=describer, queue=MemoryQueue(max_inflight=1)
+    )
+    step(scheduler.submit(request_at(0.0, "a"), 0.0))
+    dispatched(scheduler, 0.0)
+    assert [] == describer.lessons
+    step(scheduler.finish("a", Usage(13, 5), "stop", 1.0))
+    assert [("a", Usage(13, 5))] == describer.lessons
 
 
 def test_a_lower_bound_of_nothing_teaches_nothing_and_an_empty_answer_does() -> None:
@@ -389,6 +425,20 @@ def test_an_expectation_that_is_no_price_is_refused_and_leaves_no_trace(price: f
     assert step(scheduler.dispatch(1.0)) is None
 
 
+@pytest.mark.parametrize("error", [ConnectionError("the store is gone"), CancelledError()])
+def test_a_push_that_fails_or_is_abandoned_leaves_no_trace(error: BaseException) -> None:
+    class Unreachable(MemoryQueue):
+        async def push(self, ticket: Ticket) -> None:
+            raise error
+
+    events: list[Event] = []
+    scheduler = scheduler_of(queue=Unreachable(1), listeners=[events.append])
+    with pytest.raises(type(error)):
+        step(scheduler.submit(request_at(0.0, "a"), 0.0))
+    assert Load(0, 0, 0.0, 0.0) == scheduler.load
+    assert [] == events
+
+
 def test_an_id_in_use_is_refused_and_leaves_no_trace() -> None:
     scheduler = scheduler_of()
     step(scheduler.submit(request_at(0.0, "a"), 0.0))
@@ -492,7 +542,7 @@ def test_nothing_remembers_a_request_that_has_ended() -> None:
     del tickets, ticket
     for _ in range(10):
         step(scheduler.finish(dispatched(scheduler, 1.0).id, Usage(10, 5), "stop", 2.0))
-        step(scheduler.fail(dispatched(scheduler, 1.0).id, Usage(10, 5), "x", 2.0))
+        step(scheduler.fail(dispatched(scheduler, 1.0).id, Usage(), "x", 2.0))
     step(scheduler.expire(100.0))
     gc.collect()
     assert [] == [n for n, reference in enumerate(alive) if reference() is not None]

@@ -57,6 +57,16 @@ def test_a_count_that_no_answer_can_have_is_left_out(tokens: int) -> None:
     assert before == throughput.tokens_per_second
 
 
+def test_an_instant_before_the_last_counts_as_the_last() -> None:
+    ahead, level = Throughput(), Throughput()
+    for throughput in (ahead, level):
+        throughput.observe(0.0, busy=False)
+        throughput.observe(10.0, busy=True, tokens=100)
+    ahead.observe(4.0, busy=True, tokens=50)
+    level.observe(10.0, busy=True, tokens=50)
+    assert level.tokens_per_second == ahead.tokens_per_second
+
+
 def test_a_clock_that_stands_still_is_no_division_by_zero() -> None:
     throughput = Throughput()
     throughput.observe(1.0, busy=False)

@@ -1,10 +1,10 @@
 from collections.abc import Callable
-from math import inf
+from math import inf, nan
 
 import pytest
 
 from driftsched.core.admission import Bounds
-from driftsched.core.events import Dispatched, Event, Evicted, Finished, FirstToken, Rejected
+from driftsched.core.events import Admitted, Dispatched, Event, Evicted, Finished, FirstToken, Rejected
 from driftsched.core.model import Request, Tenant, Tier, Usage
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.model import BatchModel
@@ -40,14 +40,14 @@ class KnownDescriber:
         pass
 
 
-def request_at(at: float, name: str, expires_at: float = inf) -> Request:
+def request_at(at: float, name: str, expires_at: float = inf, prompt_tokens: int = 10) -> Request:
     return Request(
         id=name,
         tenant=Tenant("t"),
         tier=Tier.STANDARD,
         model="m",
         arrived_at=at,
-        prompt_tokens=10,
+        prompt_tokens=prompt_tokens,
         category="short_qa",
         expires_at=expires_at,
     )
@@ -109,6 +109,28 @@ def test_events_leave_in_order_of_time() -> None:
     assert sum(isinstance(event, Finished) for event in events) == 200
 
 
+def test_an_iteration_that_ends_when_a_request_arrives_is_reported_first() -> None:
+    events: list[Event] = []
+    arrivals = [Arrival(request_at(0.0, "a"), 1), Arrival(request_at(STEP, "b"), 1)]
+    simulate(arrivals, scheduler_with(events.append), BatchModel(STEADY))
+    told = [(type(e), e.ticket.id) for e in events if isinstance(e, Admitted | Finished)]
+    assert [(Admitted, "a"), (Finished, "a"), (Admitted, "b"), (Finished, "b")] == told
+
+
+def test_an_answer_ends_as_the_arrival_says() -> None:
+    events: list[Event] = []
+    arrivals = [Arrival(request_at(0.0, "a"), 2), Arrival(request_at(0.0, "b"), 2, finish_reason="length")]
+    simulate(arrivals, scheduler_with(events.append), BatchModel(STEADY))
+    assert {"a": "stop", "b": "length"} == {e.ticket.id: e.finish_reason for e in events if isinstance(e, Finished)}
+
+
+def test_a_prompt_of_unknown_length_is_served() -> None:
+    events: list[Event] = []
+    arrivals = [Arrival(request_at(0.0, "a", prompt_tokens=0), 2)]
+    simulate(arrivals, scheduler_with(events.append), BatchModel(STEADY))
+    assert [Usage(0, 2)] == [e.usage for e in events if isinstance(e, Finished)]
+
+
 def test_a_second_call_goes_on_where_the_first_ended() -> None:
     events: list[Event] = []
     scheduler, engine = scheduler_with(events.append), BatchModel(STEADY)
@@ -131,8 +153,9 @@ def test_rejected_and_expired_requests_never_reach_the_engine() -> None:
     assert ["rejected"] == [e.request.id for e in events if isinstance(e, Rejected)]
 
 
-def test_unsorted_arrivals_are_refused() -> None:
-    arrivals = [Arrival(request_at(1.0, "a"), 1), Arrival(request_at(0.5, "b"), 1)]
+@pytest.mark.parametrize("second", [0.5, nan])
+def test_unsorted_arrivals_are_refused(second: float) -> None:
+    arrivals = [Arrival(request_at(1.0, "a"), 1), Arrival(request_at(second, "b"), 1)]
     with pytest.raises(ValueError, match="sorted by time"):
         simulate(arrivals, scheduler_with(lambda _: None), BatchModel(STEADY))
 

@@ -88,7 +88,7 @@ class _Run:
             if self._step is None or self._step.ended_at > until:
                 return
             step, self._step = self._step, None
-            self._now = max(self._now, step.ended_at)
+            self._now = step.ended_at
             self._report(step)
             if step.finished:  # nothing else frees a slot
                 self._dispatch(step.ended_at)
