@@ -63,6 +63,10 @@ def simulate(
     ] = "calibrated",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Traces drawn; every policy runs on each.")] = 10,
     hardware: Annotated[str, typer.Option(help="Machine whose step times are simulated.")] = "l4-qwen1.5-1.8b",
+    fit: Annotated[
+        Path | None,
+        typer.Option(help="requests.jsonl of a run to fit the machine to; what it does not tell is --hardware's."),
+    ] = None,
     mode: Annotated[EngineMode, typer.Option(help="Batching: vLLM-like, or closed micro-batches.")] = (
         EngineMode.CONTINUOUS
     ),
@@ -89,6 +93,8 @@ def simulate(
         driftsched simulate --workload poisson --rho 0.9 --policies fifo,sjf,fair
 
         driftsched simulate --trace azure.csv.gz --rho 0.95 --tenants 8 --out results
+
+        driftsched simulate --fit results/requests.jsonl --hardware a100-llama3-8b --rho 0.8
     """
     from driftsched import simulating
     from driftsched.sim.workloads import WORKLOADS
@@ -116,6 +122,7 @@ def simulate(
         hardware=hardware,
         mode=mode.value,
         slots=slots,
+        recorded=fit,
         sensitivity=sensitivity,
         processes=processes or os.cpu_count() or 1,
         output=simulating.Output(out, json, quiet),

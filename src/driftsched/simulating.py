@@ -21,6 +21,8 @@ from driftsched.queues.memory import MemoryQueue
 from driftsched.sim import reproduce as reproduction
 from driftsched.sim.conditions import coefficients
 from driftsched.sim.experiment import ORACLE, Case, Experiment, Machine, Parts, SeedResult, capacity, run_experiment
+from driftsched.sim.fit import Fit, fit, read_served
+from driftsched.sim.fit import text as fit_text
 from driftsched.sim.readers import read_trace
 from driftsched.sim.shaping import assign, cut, rescale
 from driftsched.sim.summary import Document, document, to_json, write_results
@@ -124,14 +126,19 @@ def run_simulate(
     hardware: str,
     mode: Mode,
     slots: int,
+    recorded: Path | None = None,
     sensitivity: bool = False,
     processes: int = 1,
     output: Output | None = None,
 ) -> None:
-    """Run, print the tables, write the files. Raises `ConfigError`."""
+    """Run, print the tables, write the files. Raises `ConfigError`.
+
+    With `recorded`, a requests.jsonl, the engine is fitted to it, and `hardware` only tells what that run does not.
+    """
     output = output or Output()
     _check_names(policies, estimators)
-    machine = Machine(get_hardware(hardware), mode, slots)
+    fitted = fit(read_served(recorded), get_hardware(hardware)) if recorded is not None else None
+    machine = Machine(fitted.hardware if fitted else get_hardware(hardware), mode, slots)
     cases = list(_cases(policies, estimators, machine, sensitivity))
     source = TraceOf(demand, machine)
     experiment = Experiment(source, tuple(cases), tuple(range(1, num_seeds + 1)), PARTS)
@@ -139,7 +146,9 @@ def run_simulate(
         results = run_experiment(
             experiment, processes=processes, keep_recordings_of=1 if output.out else None, progress=progress
         )
-    made = _document(results, demand, machine, policies[0])
+    made = _document(results, demand, machine, policies[0], fitted)
+    if fitted is not None:
+        sys.stdout.write(fit_text(fitted) + "\n")
     sys.stdout.write(_heading(demand, machine, results) + render(made))
     if output.json is not None:
         output.json.write_bytes(to_json(made))
@@ -196,7 +205,9 @@ def _band(hardware: Hardware) -> Iterator[tuple[str, Hardware]]:
         yield f"kv{percent}", replace(hardware, kv_ns_per_token=hardware.kv_ns_per_token * factor)
 
 
-def _document(results: Sequence[SeedResult], demand: Demand, machine: Machine, baseline: str) -> Document:
+def _document(
+    results: Sequence[SeedResult], demand: Demand, machine: Machine, baseline: str, fitted: Fit | None
+) -> Document:
     scenario = {
         **demand.describe(),
         "seeds": [result.seed for result in results],
@@ -205,10 +216,16 @@ def _document(results: Sequence[SeedResult], demand: Demand, machine: Machine, b
         "slots": machine.slots,
         "coefficients": coefficients(machine.hardware),
         "command": shlex.join(["driftsched", *sys.argv[1:]]),
+        **({"fit": _fit_facts(fitted)} if fitted else {}),
     }
     digest = sha256("".join(result.trace_hash for result in results).encode()).hexdigest()
     runs = [run for result in results for run in result.runs]
     return document(runs, scenario=scenario, trace_hash=digest, baseline=baseline)
+
+
+def _fit_facts(fitted: Fit) -> dict[str, Any]:
+    """For the results: how each fitted number is known, and how well they predict."""
+    return {name: value for name, value in asdict(fitted).items() if name != "hardware"}
 
 
 def _heading(demand: Demand, machine: Machine, results: Sequence[SeedResult]) -> str:
