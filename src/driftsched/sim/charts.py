@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 from driftsched.core.errors import ConfigError
@@ -65,6 +66,7 @@ _STYLE: Any = {
     "xtick.labelcolor": _TEXT,
     "ytick.labelcolor": _TEXT,
     "lines.linewidth": 1.6,
+    "axes.prop_cycle": f"cycler('color', ['{_TEXT}'])",
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
@@ -141,7 +143,7 @@ def _inlined(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"font: ((?:[\w-]+ )*[\d.]+px) [^;\"]+", r"font: \1 var(--font)", svg)
     svg = re.sub("(?<=: )#0000(?:0[12]|a[0-7])", lambda match: _CSS[match[0]], svg)
     view = re.search(r'viewBox="[^"]+"', svg)
@@ -240,7 +242,7 @@ def bars(dimension: str, columns: Sequence[tuple[str, str]]) -> Callable[[Scene]
                 places = [place + (number - (len(scene.arms) - 1) / 2) * width for place in range(len(members))]
                 axis.bar(
                     places,
-                    [row.mean if row else 0.0 for row in rows],
+                    [row.mean if row else nan for row in rows],
                     width * 0.92,
                     yerr=[(row.interval.half_width or 0.0) if row else 0.0 for row in rows],
                     label=scene.names[arm],
