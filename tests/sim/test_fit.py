@@ -68,7 +68,14 @@ def test_the_step_time_of_a_known_engine_is_recovered(tmp_path: Path, preset: Ha
 def test_the_time_outside_the_batch_shows_when_requests_find_the_engine_idle(tmp_path: Path) -> None:
     found = fitted(tmp_path, replace(A100, api_ms=40.0), rows(0.05), A100)
     assert found.hardware.api_ms == pytest.approx(40.0, rel=0.05)
+    assert found.hardware.kv_ns_per_token == pytest.approx(A100.kv_ns_per_token, rel=0.02)
     assert "api" not in kept(found)
+
+
+def test_context_is_counted_as_it_grows(tmp_path: Path) -> None:
+    """With prompts this short nearly all of it is what the request itself has generated."""
+    found = fitted(tmp_path, A100, rows(0.05, longest_prompt=20), A100).hardware
+    assert found.kv_ns_per_token == pytest.approx(A100.kv_ns_per_token, rel=0.05)
 
 
 def test_the_intervals_hold_the_coefficients_that_are_told(tmp_path: Path) -> None:
