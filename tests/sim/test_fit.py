@@ -31,11 +31,8 @@ def rows(rate: float, *, num_requests: int = 800, longest_prompt: int = 3000) ->
     return rescale(made, rate)
 
 
-def recorded(
-    hardware: Hardware, requests: Sequence[Row], *, mode: str = "continuous", variant: str = "base"
-) -> Recording:
-    machine = Machine(hardware, mode, 32)  # type: ignore[arg-type]
-    return run_case(requests, Case("fifo", "static", machine, variant), 1, PARTS)
+def recorded(hardware: Hardware, requests: Sequence[Row]) -> Recording:
+    return run_case(requests, Case("fifo", "static", Machine(hardware)), 1, PARTS)
 
 
 def write(path: Path, *recordings: Recording) -> Path:

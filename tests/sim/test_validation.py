@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 import pytest
 
 from driftsched.core.model import Tier
+from driftsched.engines.model import BatchModel, Mode
 from driftsched.engines.presets import Hardware, get_hardware
 from driftsched.sim.experiment import Case, Experiment, Machine, run_case, run_experiment
 from driftsched.sim.measures import Run
@@ -111,10 +112,10 @@ def run(
     *,
     hardware: Hardware = STEADY,
     slots: int = 1,
-    mode: str = "continuous",
+    mode: Mode = "continuous",
     estimator: str = "oracle",
 ) -> Recording:
-    machine = Machine(hardware, mode, slots)  # type: ignore[arg-type]
+    machine = Machine(hardware, mode, slots)
     return run_case(rows, Case(policy, estimator, machine), 1, PARTS)
 
 
@@ -223,7 +224,7 @@ def test_kleinrock_waits_weighted_by_service_add_up_to_the_same_under_every_orde
 @pytest.mark.parametrize("slots", [1, 8])
 @pytest.mark.parametrize("mode", ["continuous", "static"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_little_the_mean_number_waiting_is_rate_times_mean_wait(policy: str, mode: str, slots: int) -> None:
+def test_little_the_mean_number_waiting_is_rate_times_mean_wait(policy: str, mode: Mode, slots: int) -> None:
     rows = generate(poisson(rate=0.6 * slots, requests=600), 1)
     recording = run(rows, policy, hardware=L4, slots=slots, mode=mode, estimator="calibrated")
     integral = fsum(depth * (until - at) for (at, depth), (until, _) in pairwise(recording.queue_depth))
@@ -265,6 +266,25 @@ def test_who_knows_the_lengths_and_serves_the_shortest_first_has_the_shorter_mea
     for seed in (1, 2, 3):
         rows = trace(lognormal, 0.8 * slots, seed)[:2000]
         assert settled_mean(run(rows, "sjf", slots=slots)) < settled_mean(run(rows, "fifo", slots=slots))
+
+
+def ends(rows: Sequence[Row], mode: Mode, max_steps: int | None) -> dict[str, float]:
+    """When each request ends on the engine alone, `max_steps` iterations at a time, in memory that is short."""
+    engine = BatchModel(L4, mode=mode, max_num_seqs=8, kv_tokens=4000)
+    for number, row in enumerate(rows):
+        engine.add(str(number), row.prompt_tokens, row.completion_tokens, row.at)
+    ended_at = {}
+    while step := engine.advance(max_steps=max_steps):
+        ended_at.update(dict.fromkeys(step.finished, step.ended_at))
+    return ended_at
+
+
+@pytest.mark.parametrize("mode", ["continuous", "static"])
+def test_iterations_taken_together_last_as_long_as_one_by_one(mode: Mode) -> None:
+    rows = generate(poisson(rate=0.5, requests=200), 1)
+    together, singly = ends(rows, mode, None), ends(rows, mode, 1)
+    assert len(rows) == len(together)
+    assert pytest.approx(singly, rel=1e-9) == together
 
 
 def test_every_policy_sees_the_same_requests_at_the_same_times() -> None:
