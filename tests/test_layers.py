@@ -32,10 +32,12 @@ COMPOSITION = {
     "simulation",
     "simulating",
     "benching",
+    "replaying",
     "demo",
     "cli",
     "cli_sim",
     "cli_bench",
+    "cli_replay",
 }
 """Only these know all."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from driftsched.cli_bench import bench
+from driftsched.cli_replay import replay
 from driftsched.cli_sim import EngineMode, compare, reproduce, simulate, trace_app
 from driftsched.core.errors import ConfigError, DriftschedError, EngineError
 
@@ -72,6 +73,10 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one. Default: 8080.")
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(help="SQLite file for lengths and times of every request, for `driftsched replay`. No text."),
+    ] = None,
 ) -> None:
     """Serve the OpenAI API in front of one or more engines.
 
@@ -103,6 +108,8 @@ def serve(
         changes["host"] = host
     if port is not None:
         changes["port"] = port
+    if journal is not None:
+        changes["journal"] = msgspec.structs.replace(settings.journal, path=str(journal))
     serving.serve(msgspec.structs.replace(settings, **changes))
 
 
@@ -224,7 +231,7 @@ def hash_key() -> None:
     typer.echo(config.hash_key(key))
 
 
-for command in (simulate, reproduce, compare, bench):
+for command in (simulate, reproduce, compare, bench, replay):
     app.command()(command)
 app.add_typer(trace_app, name="trace")
 
