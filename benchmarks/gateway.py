@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from statistics import median
 from typing import Any
 
 from driftsched.bench.processes import running
+from driftsched.sim.conditions import capture_conditions, capture_environment, source_commit
 
 CHUNKS = 32
 UPSTREAM_PORT = 9470
@@ -116,27 +116,8 @@ def _print(results: dict[str, dict[str, list[float]]]) -> None:
 
 
 def _conditions(arguments: argparse.Namespace) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True
-    ).stdout.strip()
-    cpu = next(
-        (
-            line.partition(": ")[2]
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "",
-    )
-    return {
-        "commit": commit,
-        "python": platform.python_version(),
-        "cpu": cpu,
-        "policy": arguments.policy,
-        "estimator": arguments.estimator,
-        "repeats": arguments.repeats,
-        "seconds": arguments.seconds,
-        "load_average": os.getloadavg(),
-    }
+    settings = {name: getattr(arguments, name) for name in ("policy", "estimator", "repeats", "seconds")}
+    return {"commit": source_commit(), **capture_environment(), **capture_conditions(), **settings}
 
 
 if __name__ == "__main__":

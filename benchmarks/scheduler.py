@@ -17,9 +17,6 @@ ticket as well; the request is the caller's in both.
 import argparse
 import gc
 import json
-import os
-import platform
-import subprocess
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +34,7 @@ from driftsched.core.scheduler import Scheduler
 from driftsched.estimators.static import Static
 from driftsched.policies import POLICIES
 from driftsched.queues.memory import MemoryQueue
+from driftsched.sim.conditions import capture_conditions, capture_environment, source_commit
 from driftsched.sim.driver import run_now
 
 POLICY_NAMES = ("fifo", "fair")
@@ -260,20 +258,8 @@ def _print(results: list[dict[str, Any]]) -> None:
 
 
 def _conditions(arguments: argparse.Namespace) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True
-    ).stdout.strip()
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.partition(": ")[2] for line in cpuinfo.read_text().splitlines() if "model name" in line]
-    return {
-        "commit": commit,
-        "python": platform.python_version(),
-        "cpu": models[0] if models else platform.processor(),
-        "waiting": arguments.waiting,
-        "flows": arguments.flows,
-        "turns": arguments.turns,
-        "load_average": os.getloadavg(),
-    }
+    settings = {"waiting": arguments.waiting, "flows": arguments.flows, "turns": arguments.turns}
+    return {"commit": source_commit(), **capture_environment(), **capture_conditions(), **settings}
 
 
 if __name__ == "__main__":
