@@ -326,10 +326,11 @@ def _heading(demand: LiveDemand, target: Target, sending: Sending, traces: Mappi
     what = demand.trace.name if demand.trace else demand.workload
     rate = f" at {demand.rate:g}/s" if demand.rate is not None else ""
     counted = len(next(iter(traces.values()))) - demand.warmup_requests
-    warmup = f" after {demand.warmup_requests} of warm-up" if demand.warmup_requests else ""
+    warmup = f" after a warm-up of {demand.warmup_requests}" if demand.warmup_requests else ""
     where = "gateways in front of " if target.policies else ""
     lines = [
-        f"{what}{rate}, open loop: seeds 1 to {len(traces)}, {counted} requests a block{warmup}",
+        f"{what}{rate}, open loop, seeds 1 to {len(traces)}",
+        f"{counted} requests a block{warmup}",
         f"{where}{root_url(target.url)}, model {sending.model}",
     ]
     return "".join(f"{line[:WIDTH]}\n" for line in lines) + "\n"
