@@ -183,6 +183,16 @@ def test_nothing_is_recommended_on_a_model_that_is_far_off(calibration: Calibrat
     assert "unclear" == advised(*everywhere("sjf", -0.2, -0.2, -0.2), calibration=calibration).verdict
 
 
+def test_nothing_is_recommended_where_backlogs_outlast_the_blocks() -> None:
+    arms = [replace(arm("fifo", 0.0), mean_change=None), *everywhere("sjf", -0.2, -0.2, -0.2)]
+    assert ["unclear", "switch"] == [recommend(LIVE, arms, GOOD, error).verdict for error in (-0.3, -0.2)]
+
+
+def test_a_backlog_that_lasts_makes_blocks_look_better_than_the_whole() -> None:
+    assert abs(replayed(rho=0.3).block_error) < 0.02
+    assert replayed(rho=1.5).block_error < -0.25
+
+
 def test_too_few_requests_or_blocks_are_refused() -> None:
     check_enough(240, 10)
     with pytest.raises(ConfigError, match=r"239 requests.*240"):

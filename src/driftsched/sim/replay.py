@@ -50,6 +50,8 @@ UNMATCHED = 0.10
 """A median further off than this share: the model does not describe the engine."""
 POOR_CHECKS = 0.50
 """The same for the mean error of the figures that were not fitted."""
+SHORT_BLOCKS = 0.25
+"""Mean E2E of what serves may differ by this share between the blocks and one run of all they hold."""
 BAND = 0.2
 """How much faster and slower than calibrated the engine may be without the verdict changing."""
 
@@ -138,6 +140,9 @@ class Replay(msgspec.Struct, frozen=True):
     calibration: Calibration
     blocks: int
     block_seconds: float
+    block_error: float
+    """Mean E2E of what serves in the blocks, relative to the same requests in one run of all, less 1: below 0 where
+    backlogs last longer than a block and its warm-up."""
     arms: list[Arm]
     recommendation: Recommendation
     cautions: list[str]
@@ -203,6 +208,7 @@ def replay(
         for variant in machines
         for arm, results in times[variant].items()
     ]
+    short_by = _block_error(rows, blocks, parts, times[BASE][live], Case(*live, machine))
     block_seconds = (rows[-1].at - rows[0].at) / (num_blocks + 2)
     return Replay(
         schema=SCHEMA,
@@ -212,8 +218,9 @@ def replay(
         calibration=calibration,
         blocks=len(blocks),
         block_seconds=block_seconds,
+        block_error=short_by,
         arms=compared,
-        recommendation=recommend(live, compared, calibration),
+        recommendation=recommend(live, compared, calibration, short_by),
         cautions=[*_cautions(past, compared[0], block_seconds, times[BASE])],
     )
 
@@ -318,12 +325,20 @@ def ratio_change(values: Sequence[float], baseline: Sequence[float], comparisons
     return Interval(ratio - 1, ratio - 1 - half_width, ratio - 1 + half_width, len(pairs))
 
 
-def recommend(live: tuple[str, str], arms: Sequence[Arm], calibration: Calibration) -> Recommendation:
+def recommend(
+    live: tuple[str, str], arms: Sequence[Arm], calibration: Calibration, block_error: float = 0.0
+) -> Recommendation:
     """Switch only to what lowers the mean, surely and by enough, whatever the engine; and harms nobody much."""
     if not calibration.trustworthy:
         why = (
             f"the model of the engine is too far off: E2E P50 {calibration.fitted.error:+.0%}, other figures "
             f"{calibration.mean_check_error:.0%} on average"
+        )
+        return Recommendation("unclear", *live, [why])
+    if abs(block_error) > SHORT_BLOCKS:
+        why = (
+            f"backlogs last longer than a block: mean E2E in blocks is {block_error:+.0%} off that of one run of "
+            "all; replay a longer stretch of time"
         )
         return Recommendation("unclear", *live, [why])
     base = [arm for arm in arms if arm.variant == BASE and (arm.policy, arm.estimator) != live]
@@ -353,7 +368,7 @@ def text(document: Replay) -> str:
         *(_line(name, _figure_cells(figure)) for name, figure in calibration.checks.items()),
     ]
     for variant, title in (
-        (BASE, f"as calibrated: {document.blocks} blocks of {document.block_seconds:.3g} s"),
+        (BASE, _blocks_title(document)),
         (FASTER, f"engine {BAND:.0%} faster"),
         (SLOWER, f"engine {BAND:.0%} slower"),
     ):
@@ -364,6 +379,11 @@ def text(document: Replay) -> str:
     lines += ["", _verdict_line(advice), *(f"- {reason}" for reason in advice.reasons)]
     lines += [f"! {caution}" for caution in document.cautions]
     return "\n".join(wrapped for line in lines for wrapped in _wrap(line)) + "\n"
+
+
+def _blocks_title(document: Replay) -> str:
+    blocks = f"{document.blocks} blocks of {document.block_seconds:.3g} s"
+    return f"as calibrated: {blocks}; mean E2E {document.block_error:+.1%} off one run"
 
 
 def _verdict_line(advice: Recommendation) -> str:
@@ -387,6 +407,14 @@ def _objections(arm: Arm, arms: Sequence[Arm]) -> Iterator[str]:
     for what, harm in harmed.items():
         if harm is not None and harm.low is not None and harm.low > 0 and harm.mean > WORTH:
             yield f"mean E2E {change.mean:+.0%}, but {what} {_percents(harm)}"
+
+
+def _block_error(
+    rows: Sequence[Row], blocks: Sequence[Block], parts: Parts, results: Sequence[BlockTimes], live: Case
+) -> float:
+    whole = Block(0, blocks[0].measured_from, blocks[-1].measured_to, blocks[-1].end)
+    (alone,) = run_blocks(rows, [whole], parts, live)
+    return sum(sum(result.e2e) for result in results) / sum(alone.e2e) - 1
 
 
 def _arm(
