@@ -116,9 +116,16 @@ async def fire(
         start = monotonic()
         async with asyncio.TaskGroup() as group:
             for hit in progress.hits:
-                await asyncio.sleep(max(0.0, start + hit.shot.at - monotonic()))
+                await _wait_until(start + hit.shot.at)
                 group.create_task(_send(session, hit, call, start, progress, on_change))
     return progress.hits
+
+
+async def _wait_until(instant: float) -> None:
+    """At least one turn of the loop, and never too early, though a loop may round its timers to milliseconds."""
+    await asyncio.sleep(instant - monotonic())
+    while (seconds := instant - monotonic()) > 0:
+        await asyncio.sleep(seconds)
 
 
 def root_url(url: str) -> str:
