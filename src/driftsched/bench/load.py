@@ -124,7 +124,7 @@ async def fire(
 async def _wait_until(instant: float) -> None:
     """At least one turn of the loop, and never too early, though a loop may round its timers to milliseconds."""
     await asyncio.sleep(instant - monotonic())
-    while (seconds := instant - monotonic()) > 0:
+    while (seconds := instant - monotonic()) > 0:  # noqa: ASYNC110 - it waits for the clock
         await asyncio.sleep(seconds)
 
 
