@@ -207,6 +207,12 @@ def test_requests_dispatched_at_one_instant_have_no_order_among_them() -> None:
     assert 0.0 == service_gap_tokens(recording_of([*pair("a", "b"), *late], slots=4))
 
 
+def test_a_request_that_is_dispatched_as_it_arrives_never_waited() -> None:
+    waits = [Served(0.0, 9.0, 10.0, tenant="a")]
+    passes = [Served(float(n), float(n), n + 1.0, tenant="b") for n in range(1, 5)]
+    assert 0.0 == service_gap_tokens(recording_of([*waits, *passes], slots=4))
+
+
 def test_service_is_relative_to_a_tenants_weight() -> None:
     double = [Served(0.0, 1.0 + n // 2, 2.0 + n, tenant="a", weight=2.0) for n in range(9)]
     single = [Served(0.0, 1.0 + n, 2.0 + n, tenant="b") for n in range(5)]

@@ -9,12 +9,13 @@ import pytest
 from driftsched.core.errors import ConfigError
 from driftsched.engines.presets import get_hardware
 from driftsched.sim.conditions import capture_conditions, capture_environment, coefficients
-from driftsched.sim.measures import Run, measure
+from driftsched.sim.measures import Attainment, Group, Prediction, Run, Spread, measure
 from driftsched.sim.summary import (
     CSV_COLUMNS,
     SCHEMA,
     Arm,
     Document,
+    SummaryRow,
     baseline_of,
     document,
     figures,
@@ -193,6 +194,18 @@ def test_labels_say_no_more_than_tells_arms_apart() -> None:
     assert {fifo: "fifo", sjf: "sjf"} == labels([fifo, sjf])
     batched = sjf._replace(engine_mode="static")
     assert {sjf: "sjf continuous", batched: "sjf static"} == labels([sjf, batched])
+
+
+@pytest.mark.parametrize("record", [Document, SummaryRow, Run, Spread, Group, Prediction, Attainment])
+def test_every_key_is_documented(record: type[msgspec.Struct]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    assert [] == [name for name in record.__struct_fields__ if f"`{name}`" not in text]
+
+
+def test_every_column_of_the_csv_and_of_the_requests_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    keys = msgspec.json.decode(next(request_lines(queue_run(requests=10)))).keys()
+    assert [] == [name for name in (*CSV_COLUMNS, *keys) if f"`{name}`" not in text]
 
 
 def test_the_csv_is_tidy_and_complete() -> None:

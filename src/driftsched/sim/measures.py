@@ -144,7 +144,7 @@ def measure(recording: Recording, objective: Objective | None = None) -> Run:
 
 def percentile(ordered: Sequence[float], fraction: float) -> float | None:
     """Nearest-rank percentile of values in ascending order; None if they are too few to carry it."""
-    rank = ceil(len(ordered) * fraction - 1e-9)  # 0.95 * 60 must not become rank 58 by rounding
+    rank = ceil(len(ordered) * fraction)
     return ordered[rank - 1] if len(ordered) - rank >= MIN_BEYOND else None
 
 
