@@ -5,7 +5,7 @@
 Starts `driftsched local` (the extra `local`; the weights are fetched once) with eight slots. Speed: 1, 2, 4 and 8
 answers of exactly 96 tokens at the same time, to prompts of some 40 tokens; tokens per second of all together, and
 of each while it is decoded, as llama-server states it: medians over the repeats, in which the numbers of streams
-take turns. Lengths: four kinds of prompt about sixteen topics each, temperature 0.7, at most 512 tokens, with fixed
+take turns. Lengths: four kinds of prompt about eight topics each, temperature 0.7, at most 512 tokens, with fixed
 seeds, four at a time. Speeds are elapsed times: whatever else runs on the machine is in them.
 """
 
@@ -27,7 +27,7 @@ SLOTS = 8
 STREAMS = (1, 2, 4, 8)
 SPEED_TOKENS = 96
 MAX_TOKENS = 512
-NUM_TOPICS = 16
+NUM_TOPICS = 8
 LENGTH_STREAMS = 4
 SPEED_PROMPT = (
     "Write a story about {topic}. Begin with the weather of the day, then tell who was there and what they "
