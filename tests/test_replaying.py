@@ -123,8 +123,11 @@ def test_a_stretch_without_a_finished_request_is_refused(entries: list[Entry]) -
 
 
 def test_slots_are_the_most_that_were_in_flight_at_once() -> None:
-    past = [past_of(entry(at), BEGIN) for at in (0.0, 2.5, 2.6, 7.0)]  # each from 0.5 to 3 s after its arrival
-    assert 2 == most_at_once(past)
+    def most(*arrivals: float) -> int:
+        """Each is in flight from 0.5 to 3 seconds after its arrival."""
+        return most_at_once([past_of(entry(at), BEGIN) for at in arrivals])
+
+    assert [1, 2, 3] == [most(0.0, 2.5, 7.0), most(0.0, 2.4, 7.0), most(0.0, 1.0, 2.0)]
 
 
 def test_an_instant_is_utc_unless_it_says_otherwise() -> None:

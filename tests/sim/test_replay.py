@@ -229,6 +229,8 @@ def test_every_policy_runs_once_on_each_engine_and_tables_fit_a_terminal() -> No
     assert [(p, v) for v in (BASE, FASTER, SLOWER) for p in ("fifo", "sjf")] == [
         (one.policy, one.variant) for one in made.arms
     ]
+    means = {one.variant: one.e2e_seconds.mean for one in made.arms if one.policy == "fifo"}
+    assert means[FASTER] < means[BASE] < means[SLOWER]
     assert [None, None, None] == [one.mean_change for one in made.arms if one.policy == "fifo"]
     assert max(len(line) for line in text(made).splitlines()) <= 80
     assert any("100% were dispatched at their maximum wait" in caution for caution in made.cautions)

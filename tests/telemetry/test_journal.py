@@ -147,6 +147,13 @@ def test_a_second_run_continues_the_file(tmp_path: Path) -> None:
     assert 2 == len(read_journal(tmp_path / "j.db"))
 
 
+def test_more_rows_than_fit_a_batch_are_written_in_several(tmp_path: Path) -> None:
+    with journal_at(tmp_path / "j.db", flush_seconds=3600) as journal:
+        for number in range(5000):
+            journal(finished(number, max_tokens=number + 1))
+    assert list(range(1, 5001)) == [entry.max_tokens for entry in read_journal(tmp_path / "j.db")]
+
+
 async def test_rows_can_be_read_while_they_are_written(tmp_path: Path) -> None:
     with journal_at(tmp_path / "j.db") as journal:
         journal(finished())
