@@ -105,3 +105,9 @@ def test_the_demo_runs_every_arm_over_real_http(capsys: pytest.CaptureFixture[st
     assert "0 failed" in said
     for arm in ARMS:
         assert f"{arm.policy:6} {arm.feedback}" in said
+
+
+async def test_a_timeout_of_whoever_uses_a_server_is_not_taken_for_its_start() -> None:
+    with pytest.raises(TimeoutError, match="mine"):
+        async with running("mock", "--port", "0"):
+            raise TimeoutError("mine")

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,16 @@ def test_a_trace_can_be_made_described_and_replayed(tmp_path: Path) -> None:
     replayed = command("simulate", "--trace", str(path), "--policies", "fifo", "--seeds", "1", "--quiet")
     assert (0, "") == (replayed.returncode, replayed.stderr)
     assert "burst.jsonl.gz: 300 requests a seed" in replayed.stdout
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs `pip install 'driftsched[ray]'`")
+def test_a_ray_cluster_gives_the_same_bytes_as_processes_here(tmp_path: Path) -> None:
+    for executor in ("processes", "ray"):
+        simulate(Demand(options=SMALL, rho=0.9), out=tmp_path / f"{executor}.json", executor=executor)
+    assert (tmp_path / "processes.json").read_bytes() == (tmp_path / "ray.json").read_bytes()
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
+def test_without_ray_one_is_told_what_to_install() -> None:
+    with pytest.raises(ConfigError, match=r"pip install 'driftsched\[ray\]'"):
+        simulate(Demand(options=SMALL, rho=0.9), executor="ray")

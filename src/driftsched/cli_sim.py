@@ -11,6 +11,13 @@ import typer
 from driftsched.core.errors import ConfigError
 
 
+class ExecutorName(StrEnum):
+    """Where the runs of an experiment take place."""
+
+    PROCESSES = "processes"
+    RAY = "ray"
+
+
 class EngineMode(StrEnum):
     """How the simulated engine forms batches."""
 
@@ -81,6 +88,10 @@ def simulate(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Seeds simulated at the same time. Default: one per core.")
     ] = None,
+    executor: Annotated[
+        ExecutorName,
+        typer.Option(help="Where seeds run: processes here, or a Ray cluster (extra `ray`, RAY_ADDRESS)."),
+    ] = ExecutorName.PROCESSES,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
 ) -> None:
     """Compare policies in virtual time: every policy on the very same requests, with intervals over seeds.
@@ -125,6 +136,7 @@ def simulate(
         recorded=fit,
         sensitivity=sensitivity,
         processes=processes or os.cpu_count() or 1,
+        executor=executor.value,
         output=simulating.Output(out, json, quiet),
     )
 

@@ -20,7 +20,17 @@ from driftsched.policies import POLICIES, create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.sim import reproduce as reproduction
 from driftsched.sim.conditions import coefficients
-from driftsched.sim.experiment import ORACLE, Case, Experiment, Machine, Parts, SeedResult, capacity, run_experiment
+from driftsched.sim.experiment import (
+    ORACLE,
+    Case,
+    Executor,
+    Experiment,
+    Machine,
+    Parts,
+    SeedResult,
+    capacity,
+    run_experiment,
+)
 from driftsched.sim.fit import Fit, fit, read_served
 from driftsched.sim.fit import text as fit_text
 from driftsched.sim.readers import read_trace
@@ -129,6 +139,7 @@ def run_simulate(
     recorded: Path | None = None,
     sensitivity: bool = False,
     processes: int = 1,
+    executor: Executor = "processes",
     output: Output | None = None,
 ) -> None:
     """Run, print the tables, write the files. Raises `ConfigError`.
@@ -144,7 +155,11 @@ def run_simulate(
     experiment = Experiment(source, tuple(cases), tuple(range(1, num_seeds + 1)), PARTS)
     with _progress(output.quiet) as progress:
         results = run_experiment(
-            experiment, processes=processes, keep_recordings_of=1 if output.out else None, progress=progress
+            experiment,
+            processes=processes,
+            executor=executor,
+            keep_recordings_of=1 if output.out else None,
+            progress=progress,
         )
     made = _document(results, demand, machine, policies[0], fitted)
     if fitted is not None:

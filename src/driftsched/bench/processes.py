@@ -26,12 +26,13 @@ async def running(*arguments: str, start_seconds: float = 60.0) -> AsyncIterator
     assert process.stderr is not None  # noqa: S101 - a pipe was asked for
     drain: asyncio.Task[None] | None = None
     try:
-        async with asyncio.timeout(start_seconds):
-            url = await _listening_url(process.stderr, arguments)
+        try:
+            async with asyncio.timeout(start_seconds):
+                url = await _listening_url(process.stderr, arguments)
+        except TimeoutError:
+            raise StartError(f"driftsched {arguments[0]} did not start within {start_seconds:g} seconds") from None
         drain = asyncio.create_task(_discard(process.stderr))
         yield url
-    except TimeoutError:
-        raise StartError(f"driftsched {arguments[0]} did not start within {start_seconds:g} seconds") from None
     finally:
         await _stop(process)
         if drain is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Request, Tenant, Usage
@@ -16,6 +17,8 @@ from driftsched.sim.measures import Objective, Run, measure
 from driftsched.sim.oracle import Oracle
 from driftsched.sim.recording import Recorder, Recording
 from driftsched.sim.trace import Row, segments, trace_hash
+
+Executor = Literal["processes", "ray"]
 
 ORACLE = "oracle"
 """The estimator that knows true lengths: only a simulation can build it."""
@@ -83,13 +86,16 @@ def run_experiment(
     experiment: Experiment,
     *,
     processes: int = 1,
+    executor: Executor = "processes",
     keep_recordings_of: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[SeedResult]:
-    """Run every case on every seed. The results do not depend on `processes`.
+    """Run every case on every seed. The results do not depend on `processes` nor on `executor`.
 
-    `keep_recordings_of` is a seed whose recordings are wanted; `progress` is told how many seeds of how many are
-    done. Raises `ConfigError` for no seeds, a seed given twice, or what the trace cannot be run on.
+    With `executor` "ray", seeds run on the Ray cluster that RAY_ADDRESS names, or on this machine if it names none,
+    and the cluster decides how many at the same time. `keep_recordings_of` is a seed whose recordings are wanted;
+    `progress` is told how many seeds of how many are done. Raises `ConfigError` for no seeds, a seed given twice, or
+    what the trace cannot be run on.
     """
     seeds = experiment.seeds
     if not seeds or len(set(seeds)) < len(seeds):
@@ -97,7 +103,9 @@ def run_experiment(
     if processes < 1:
         raise ConfigError(f"processes: must be at least 1, not {processes}")
     results = []
-    for result in _mapped(partial(run_seed, experiment, keep_recordings_of), seeds, min(processes, len(seeds))):
+    run = partial(run_seed, experiment, keep_recordings_of)
+    mapped = _on_ray(run, seeds) if executor == "ray" else _mapped(run, seeds, min(processes, len(seeds)))
+    for result in mapped:
         results.append(result)
         progress(len(results), len(seeds))
     return results
@@ -211,3 +219,25 @@ def _mapped(run: Callable[[int], SeedResult], seeds: Sequence[int], processes: i
     else:
         with ProcessPoolExecutor(processes) as pool:
             yield from pool.map(run, seeds)
+
+
+def _on_ray(run: Callable[[int], SeedResult], seeds: Sequence[int]) -> Iterator[SeedResult]:
+    """Raises `ConfigError` if Ray, the extra `ray`, is not installed."""
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("executor ray: Ray is not installed; run: pip install 'driftsched[ray]'") from None
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        task = ray.remote(_run_one)
+        shared = ray.put(run)  # sent to each node once, not with each seed
+        yield from (ray.get(result) for result in [task.remote(shared, seed) for seed in seeds])
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _run_one(run: Callable[[int], SeedResult], seed: int) -> SeedResult:
+    return run(seed)
