@@ -79,7 +79,7 @@ class Document(msgspec.Struct, frozen=True):
 
     def row(self, arm: Arm, metric: str) -> SummaryRow | None:
         """One figure; None if it could not be given for every seed."""
-        return next((row for row in self.summary if row.arm == arm and row.metric == metric), None)
+        return next((row for row in self.summary if row.metric == metric and row.arm == arm), None)
 
     @property
     def arms(self) -> list[Arm]:
