@@ -94,8 +94,8 @@ def run_experiment(
 
     With `executor` "ray", seeds run on the Ray cluster that RAY_ADDRESS names, or on this machine if it names none,
     and the cluster decides how many at the same time. `keep_recordings_of` is a seed whose recordings are wanted;
-    `progress` is told how many seeds of how many are done. Raises `ConfigError` for no seeds, a seed given twice, or
-    what the trace cannot be run on.
+    `progress` is told how many seeds of how many are done. Raises `ConfigError` for no seeds, a seed given twice,
+    or what the trace cannot be run on.
     """
     seeds = experiment.seeds
     if not seeds or len(set(seeds)) < len(seeds):
