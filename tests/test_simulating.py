@@ -155,3 +155,13 @@ def test_a_ray_cluster_gives_the_same_bytes_as_processes_here(tmp_path: Path) ->
 def test_without_ray_one_is_told_what_to_install() -> None:
     with pytest.raises(ConfigError, match=r"pip install 'driftsched\[ray\]'"):
         simulate(Demand(options=SMALL, rho=0.9), executor="ray")
+
+
+def test_where_results_go_does_not_change_them(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    same = ("simulate", "--set", "requests=100", "--rho", "0.8", "--seeds", "2", "--policies", "fifo")
+    assert 0 == command(*same, "--json", str(first)).returncode
+    assert 0 == command(*same, f"--json={second}", "--quiet", "--processes", "1").returncode
+    assert first.read_bytes() == second.read_bytes()
+    made = json.loads(first.read_bytes())["scenario"]["command"]
+    assert "driftsched simulate --set requests=100 --rho 0.8 --seeds 2 --policies fifo" == made

@@ -48,6 +48,7 @@ CAPACITY_SEED = 0
 CAPACITY_REQUESTS = 3000
 KNEE = 0.9
 """Above this utilisation a small error in the engine's coefficients becomes a large one in waiting times."""
+_WITHOUT_EFFECT = frozenset({"--out", "--json", "--processes", "--executor"})
 SENSITIVITY = 0.2
 """By how much the coefficients that are known least are changed for the sensitivity band."""
 
@@ -230,7 +231,7 @@ def _document(
         "engine_mode": machine.mode,
         "slots": machine.slots,
         "coefficients": coefficients(machine.hardware),
-        "command": shlex.join(["driftsched", *sys.argv[1:]]),
+        "command": _command(),
         **({"fit": _fit_facts(fitted)} if fitted else {}),
     }
     digest = sha256("".join(result.trace_hash for result in results).encode()).hexdigest()
@@ -241,6 +242,20 @@ def _document(
 def _fit_facts(fitted: Fit) -> dict[str, Any]:
     """For the results: how each fitted number is known, and how well they predict."""
     return {name: value for name, value in asdict(fitted).items() if name != "hardware"}
+
+
+def _command() -> str:
+    """What was asked for, less what changes nothing about the figures: where they go, and who computes them."""
+    words = ["driftsched"]
+    arguments = iter(sys.argv[1:])
+    for word in arguments:
+        name, equals, _ = word.partition("=")
+        if name in _WITHOUT_EFFECT:
+            if not equals:
+                next(arguments, None)
+        elif word != "--quiet":
+            words.append(word)
+    return shlex.join(words)
 
 
 def _heading(demand: Demand, machine: Machine, results: Sequence[SeedResult]) -> str:

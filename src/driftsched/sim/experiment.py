@@ -16,6 +16,7 @@ from driftsched.sim.driver import Arrival, simulate
 from driftsched.sim.measures import Objective, Run, measure
 from driftsched.sim.oracle import Oracle
 from driftsched.sim.recording import Recorder, Recording
+from driftsched.sim.statistics import unaccounted
 from driftsched.sim.trace import Row, segments, trace_hash
 
 Executor = Literal["processes", "ray"]
@@ -150,7 +151,10 @@ def run_case(rows: Sequence[Row], case: Case, seed: int, parts: Parts) -> Record
     for part in segments(rows):
         now = simulate(_arrivals(part, number, now), scheduler, engine)
         number += len(part)
-    return recorder.recording()
+    recording = recorder.recording()
+    if problem := unaccounted(recording, submitted=len(rows)):
+        raise RuntimeError(f"{case.policy}, seed {seed}: {problem}")  # figures of such a run would be worth nothing
+    return recording
 
 
 def capacity(rows: Sequence[Row], machine: Machine) -> float:
