@@ -1,17 +1,18 @@
 """What the real model on the CPU does: tokens per second by number of streams, and lengths of its answers.
 
-    python benchmarks/local_model.py [--threads 1] [--repeats 3] [--json FILE]
+    python benchmarks/local_model.py [--threads 1] [--repeats 3] [--topics 16] [--json FILE]
 
 Starts `driftsched local` (the extra `local`; the weights are fetched once) with eight slots. Speed: 1, 2, 4 and 8
 answers of exactly 96 tokens at the same time, to prompts of some 40 tokens; tokens per second of all together, and
 of each while it is decoded, as llama-server states it: medians over the repeats, in which the numbers of streams
-take turns. Lengths: four kinds of prompt about eight topics each, temperature 0.7, at most 512 tokens, with fixed
+take turns. Lengths: four kinds of prompt about each topic, temperature 0.7, at most 512 tokens, with fixed
 seeds, four at a time. Speeds are elapsed times: whatever else runs on the machine is in them.
 """
 
 import argparse
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -27,7 +28,6 @@ SLOTS = 8
 STREAMS = (1, 2, 4, 8)
 SPEED_TOKENS = 96
 MAX_TOKENS = 512
-NUM_TOPICS = 8
 LENGTH_STREAMS = 4
 SPEED_PROMPT = (
     "Write a story about {topic}. Begin with the weather of the day, then tell who was there and what they "
@@ -72,7 +72,7 @@ class Model:
             return document
 
 
-async def measure(threads: int, repeats: int) -> tuple[list[Speed], list[Lengths]]:
+async def measure(threads: int, repeats: int, topics: Sequence[str]) -> tuple[list[Speed], list[Lengths]]:
     server = ("local", "--port", "0", "--slots", str(SLOTS), "--threads", str(threads))
     timeout = aiohttp.ClientTimeout(total=None)
     async with running(*server, start_seconds=600) as url, aiohttp.ClientSession(timeout=timeout) as session:
@@ -83,7 +83,7 @@ async def measure(threads: int, repeats: int) -> tuple[list[Speed], list[Lengths
             Speed(streams, *(median(column) for column in zip(*figures, strict=True)))
             for streams, figures in zip(STREAMS, zip(*rounds, strict=True), strict=True)
         ]
-        return speeds, [await _lengths(model, kind) for kind in KINDS]
+        return speeds, [await _lengths(model, kind, topics) for kind in KINDS]
 
 
 async def _speed(model: Model, streams: int) -> tuple[float, float]:
@@ -100,7 +100,7 @@ async def _speed(model: Model, streams: int) -> tuple[float, float]:
     return tokens / seconds, mean(answer["timings"]["predicted_per_second"] for answer in answers)
 
 
-async def _lengths(model: Model, kind: str) -> Lengths:
+async def _lengths(model: Model, kind: str, topics: Sequence[str]) -> Lengths:
     room = asyncio.Semaphore(LENGTH_STREAMS)
 
     async def choice(seed: int, topic: str) -> tuple[int, bool]:
@@ -108,7 +108,7 @@ async def _lengths(model: Model, kind: str) -> Lengths:
             answer = await model.answer(KINDS[kind].format(topic=topic), seed, max_tokens=MAX_TOKENS)
         return answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"] == "length"
 
-    answers = await asyncio.gather(*(choice(seed, topic) for seed, topic in enumerate(TOPICS[:NUM_TOPICS])))
+    answers = await asyncio.gather(*(choice(seed, topic) for seed, topic in enumerate(topics)))
     tokens, cut = zip(*answers, strict=True)
     return Lengths(kind, len(tokens), mean(tokens), median(tokens), mean(cut))
 
@@ -117,10 +117,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--topics", type=int, default=16, choices=range(1, len(TOPICS) + 1), metavar="N")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     before = capture_conditions()
-    speeds, lengths = asyncio.run(measure(arguments.threads, arguments.repeats))
+    speeds, lengths = asyncio.run(measure(arguments.threads, arguments.repeats, TOPICS[: arguments.topics]))
     print("streams   tokens/s together   of each")
     for speed in speeds:
         print(f"{speed.streams:7}{speed.tokens_per_second:20.0f}{speed.tokens_per_second_each:10.0f}")
@@ -129,7 +130,7 @@ def main() -> None:
         lengths_text = f"{kind.mean_tokens:7.0f}{kind.median_tokens:9.0f}{kind.cut_off:10.0%}"
         print(f"{kind.kind:16}{kind.answers:7}{lengths_text}")
     conditions = {"commit": source_commit(), **capture_environment(), **before}
-    conditions |= {"threads": arguments.threads, "repeats": arguments.repeats}
+    conditions |= {"threads": arguments.threads, "repeats": arguments.repeats, "topics": arguments.topics}
     print(json.dumps(conditions))
     if arguments.json:
         results = {"speeds": [row._asdict() for row in speeds], "lengths": [row._asdict() for row in lengths]}
