@@ -47,6 +47,12 @@ def test_there_is_no_page_of_a_policy_or_estimator_that_does_not_exist(folder: s
     assert set(REGISTRIES[folder].names()) == pages
 
 
+@pytest.mark.parametrize("page", ["benchmarks/README.md", "CONTRIBUTING.md"])
+def test_every_benchmark_is_listed(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert [] == [script.name for script in (ROOT / "benchmarks").glob("*.py") if f"{script.name}`" not in text]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)\s#]*)(#[^)\s]*)?\)", page.read_text())
