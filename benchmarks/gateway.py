@@ -53,7 +53,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tools", type=Path, default=Path("../shared/tools"))
+    parser.add_argument("--tools", type=Path, required=True)
     parser.add_argument("--policy", default="fifo")
     parser.add_argument("--estimator", default="calibrated")
     parser.add_argument("--repeats", type=int, default=5)
