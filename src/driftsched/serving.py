@@ -33,6 +33,9 @@ from driftsched.queues.memory import MemoryQueue
 from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.prometheus import PrometheusListener
 
+GC_THRESHOLD = 20_000
+"""Objects made, less those freed, between two looks of the collector: a request makes hundreds and no cycles, so the
+default of 700 has it look several times a request for nothing."""
 BACKLOG = 4096
 """Connections the kernel may hold before they are accepted."""
 
@@ -119,6 +122,7 @@ async def _serve(settings: Settings) -> None:
         gateway = build_gateway(settings, engine=pool, queue=queue, catalogue=catalogue, journal=journal)
         with closing(listen(settings.host, settings.port)) as listener:
             await catalogue.start()
+            gc.set_threshold(GC_THRESHOLD)
             gc.collect()
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
             await run_app(gateway, listener, "driftsched", drain_seconds=settings.limits.drain_seconds)
