@@ -34,8 +34,8 @@ from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.prometheus import PrometheusListener
 
 GC_THRESHOLD = 20_000
-"""Objects made, less those freed, between two looks of the collector: a request makes hundreds and no cycles, so the
-default of 700 has it look several times a request for nothing."""
+"""Objects made, less those freed, between two looks of the collector: a request makes hundreds and no cycles, and
+the default of 700 would have it look several times a request for nothing."""
 BACKLOG = 4096
 """Connections the kernel may hold before they are accepted."""
 
