@@ -55,7 +55,7 @@ class Recorder(CategoryMeans):
     def __init__(self) -> None:
         self.lessons: list[tuple[str, int, bool]] = []
 
-    def learn(self, request: Request, usage: Usage, *, finished: bool) -> None:
+    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
         self.lessons.append((request.id, usage.completion_tokens, finished))
 
 
@@ -502,7 +502,9 @@ def test_an_engine_that_states_an_absurd_length_loses_no_slot() -> None:
 
 def test_an_estimator_that_cannot_learn_keeps_no_end_from_being_told(caplog: pytest.LogCaptureFixture) -> None:
     class Stubborn(CategoryMeans):
-        def learn(self, request: Request, usage: Usage, *, finished: bool) -> None:
+        def learn(
+            self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None
+        ) -> None:
             raise ArithmeticError("no")
 
     events: list[Event] = []

@@ -45,7 +45,10 @@ class CategoryMeans:
         length = MEAN_TOKENS.get(request.category, 100.0)
         return Estimate(length, q50=length, q80=1.5 * length, q90=2 * length)
 
-    def learn(self, request: Request, usage: Usage, *, finished: bool) -> None:
+    def revise(self, request: Request, estimate: Estimate) -> Estimate:
+        return self.predict(request)
+
+    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
         pass
 
     def bias(self, request: Request) -> float:

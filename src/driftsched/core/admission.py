@@ -36,7 +36,7 @@ class Backlog:
         """The ticket starts to wait."""
         self.num_waiting += 1
         self.waiting_bytes += ticket.request.payload_bytes
-        self.waiting_tokens += ticket.estimate.completion_tokens
+        self.waiting_tokens += ticket.estimate.expected_tokens
         self._by_tenant[ticket.request.tenant.id] += 1
 
     def leave(self, ticket: Ticket) -> None:
@@ -44,7 +44,7 @@ class Backlog:
         self.num_waiting -= 1
         self.waiting_bytes -= ticket.request.payload_bytes
         # sums of floats do not cancel exactly: never below 0, and anew from what is certain when nothing waits
-        rest = self.waiting_tokens - ticket.estimate.completion_tokens
+        rest = self.waiting_tokens - ticket.estimate.expected_tokens
         self.waiting_tokens = max(0.0, rest) if self.num_waiting else 0.0
         tenant = ticket.request.tenant.id
         self._by_tenant[tenant] -= 1

@@ -4,7 +4,7 @@ Instants (`*_at`) are seconds on the driver's clock; differences of instants are
 engine's own tokens wherever the engine reported them. Every record is frozen: a change makes a new one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
 
@@ -41,6 +41,36 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What the form of a call tells about its answer, before anybody reads the prompt.
+
+    The digests stand for texts of the client's: equal texts have equal digests, and nothing can be read out of one.
+    """
+
+    template: str = ""
+    """Digest of what calls of one program share: system prompt, start of the prompt without its numbers, tools."""
+    session: str = ""
+    """Digest of the conversation: equal for all its turns; empty if it is not known."""
+    turn: int = 0
+    """Answers given earlier in the conversation, >= 0."""
+    previous_bytes: int = 0
+    """UTF-8 length of the last answer of the conversation, where the call repeats it; 0 if there is none."""
+    system_bytes: int = 0
+    """UTF-8 length of the system prompt."""
+    choices: int = 1
+    """Answers asked for (`n`), >= 1."""
+    tools: int = 0
+    """Tools offered."""
+    structured: bool = False
+    """The answer must be JSON (`response_format`, or a guided decoding of the engine's own)."""
+    stops: bool = False
+    """The client set stop sequences."""
+
+
+NO_TRAITS = Traits()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One generation asked for, as the scheduler sees it."""
 
@@ -61,6 +91,8 @@ class Request:
     """Kind of request as classified at admission; empty until described."""
     max_tokens: int | None = None
     """The client's own limit on completion tokens, if it set one (>= 1)."""
+    traits: Traits = NO_TRAITS
+    """What else the call tells; filled in by the driver."""
     expires_at: float = inf
     """If still waiting at this instant, the request is evicted."""
     payload: object = None
@@ -95,6 +127,26 @@ class Estimate:
     q80: float
     q90: float
     """Upper quantiles of the completion length, q50 <= q80 <= q90."""
+    mean_tokens: float | None = None
+    """Mean of the completion length, `max_tokens` respected, >= 0; None: not known apart from the point."""
+    lengths: tuple[float, ...] = ()
+    """Equally likely completion lengths, ascending: the predicted distribution. Empty: not known."""
+    basis: object = field(default=None, compare=False, repr=False)
+    """What the estimator will want to see again when it revises or learns. Nobody else looks inside."""
+
+    @property
+    def expected_tokens(self) -> float:
+        """What sums should be made of: the mean, or the point prediction where no mean is known."""
+        return self.completion_tokens if self.mean_tokens is None else self.mean_tokens
+
+    def remaining_tokens(self, produced: int) -> float:
+        """Mean number of tokens still to come from an answer that has `produced` tokens and goes on; >= 1.
+
+        Beyond all that was predicted the rest is taken for a quarter of what has come: lengths have heavy tails.
+        """
+        longer = [length for length in self.lengths or (self.q50, self.q80, self.q90) if length > produced]
+        rest = sum(longer) / len(longer) - produced if longer else produced / 4
+        return max(1.0, rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,15 @@ class Estimator(Protocol):
         """Pure: the same state and request give the same estimate."""
         ...
 
-    def learn(self, request: Request, usage: Usage, *, finished: bool) -> None:
-        """What the request used. `finished=False` says that it was cut short: its length is a lower bound."""
+    def revise(self, request: Request, estimate: Estimate) -> Estimate:
+        """Predict a waiting request again, knowing more than when it got `estimate`. Pure, and cheap."""
+        ...
+
+    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
+        """What the request used. `finished=False` says that it was cut short: its length is a lower bound.
+
+        `estimate` is the one made at admission, where it is at hand.
+        """
         ...
 
     def bias(self, request: Request) -> float:

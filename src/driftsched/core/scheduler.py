@@ -130,7 +130,7 @@ class Scheduler:
         flight = await self._settle(ticket_id, usage, now)
         if flight is None:
             return False
-        self._learn(flight.ticket.request, usage, finish_reason != "length", now)
+        self._learn(flight.ticket, usage, finish_reason != "length", now)
         self._tell(
             Finished(
                 now,
@@ -149,7 +149,7 @@ class Scheduler:
         flight = await self._settle(ticket_id, usage, now)
         if flight is None:
             return False
-        self._learn(flight.ticket.request, usage, False, now)
+        self._learn(flight.ticket, usage, False, now)
         self._tell(Failed(now, flight.ticket, error, usage, flight.dispatched_at, flight.charge))
         return True
 
@@ -161,7 +161,7 @@ class Scheduler:
         flight = await self._settle(ticket.id, usage, now)
         if flight is None:
             return False
-        self._learn(flight.ticket.request, usage, False, now)
+        self._learn(flight.ticket, usage, False, now)
         self._tell(Evicted(now, flight.ticket, reason, usage, flight.dispatched_at, flight.charge))
         return True
 
@@ -185,7 +185,7 @@ class Scheduler:
         raise RejectedError(reason, _REJECTIONS[reason], retry_after)
 
     def _place(self, request: Request, estimate: Estimate) -> Ticket:
-        expected = Usage(request.prompt_tokens, round(estimate.completion_tokens))
+        expected = Usage(request.prompt_tokens, round(estimate.expected_tokens))
         return Ticket(
             request=request,
             estimate=estimate,
@@ -226,13 +226,14 @@ class Scheduler:
             )
         return ticket.charge
 
-    def _learn(self, request: Request, usage: Usage, finished: bool, now: float) -> None:
+    def _learn(self, ticket: Ticket, usage: Usage, finished: bool, now: float) -> None:
+        request = ticket.request
         if not finished and usage.completion_tokens == 0:
             return  # a lower bound of nothing teaches nothing
         try:
             self._describer.learn(request, usage)
             before = self._estimator.bias(request)
-            self._estimator.learn(request, usage, finished=finished)
+            self._estimator.learn(request, usage, finished=finished, estimate=ticket.estimate)
             after = self._estimator.bias(request)
         except Exception:  # the flight is settled: a plug-in that cannot learn must not keep it from being told
             _logger.exception("estimator could not learn %s of request %s", usage, request.id)

@@ -87,7 +87,10 @@ class Calibrated:
         q80 = max(q50, q80)  # trackers move one by one, and may cross for a moment
         return Estimate(q50, q50=q50, q80=q80, q90=max(q80, q90))
 
-    def learn(self, request: Request, usage: Usage, *, finished: bool) -> None:
+    def revise(self, request: Request, estimate: Estimate) -> Estimate:
+        return self.predict(request)
+
+    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
         """Counts that no engine can mean (negative, not a number, beyond `MAX_LENGTH`) teach nothing."""
         if not 0 <= usage.completion_tokens <= MAX_LENGTH:
             return

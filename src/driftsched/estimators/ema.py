@@ -38,7 +38,10 @@ class Ema:
         length = float(int(base * bias * SAFETY_FACTORS[request.tier] * input_factor(request.prompt_tokens)))
         return Estimate(length, q50=length, q80=length, q90=length)
 
-    def learn(self, request: Request, usage: Usage, *, finished: bool) -> None:
+    def revise(self, request: Request, estimate: Estimate) -> Estimate:
+        return self.predict(request)
+
+    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
         """Move the category's bias to actual / base, which counts as at least 0.25 and at most 3."""
         if not self._feedback:
             return

@@ -19,7 +19,10 @@ class Static:
         length = min(float(base_tokens(request.category)), limit)
         return Estimate(length, q50=length, q80=length, q90=length)
 
-    def learn(self, request: Request, usage: Usage, *, finished: bool) -> None:
+    def revise(self, request: Request, estimate: Estimate) -> Estimate:
+        return self.predict(request)
+
+    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
         """Learns nothing."""
 
     def bias(self, request: Request) -> float:
