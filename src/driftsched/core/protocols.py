@@ -1,8 +1,8 @@
 """The seams: what a policy, an estimator, a queue, an engine, a clock and a listener must be able to do."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from driftsched.core.events import Event
 from driftsched.core.model import Estimate, Load, Request, Ticket, Usage
@@ -64,6 +64,34 @@ class Estimator(Protocol):
 
     def bias(self, request: Request) -> float:
         """Factor by which feedback now corrects the uncorrected prediction for such a request; 1 is none."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Learns, and can hand on what it learnt: over a restart, or to a replica of itself.
+
+    A state is plain data: a dictionary with a whole number under `version`, and otherwise strings, numbers, bytes,
+    lists and dictionaries. It holds no text of any request, and its size is bounded.
+    """
+
+    def snapshot(self) -> dict[str, object]:
+        """What has been learnt. Shares nothing that still changes, so that another thread may write it out."""
+        ...
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Know what the snapshot knew, instead of what is known now: predictions are then the same.
+
+        Raises `ValueError`, and changes nothing, if the state is of another version or malformed.
+        """
+        ...
+
+    def merge(self, state: Mapping[str, object]) -> None:
+        """Add what another learnt, each weighed by how much that was; an empty state changes nothing.
+
+        As far as there is room it does not matter who merges whom. Two states must have nothing in common: what is
+        merged twice counts twice. Raises `ValueError`, and changes nothing, as `restore` does.
+        """
         ...
 
 

@@ -1,11 +1,14 @@
 """Category lengths corrected by what each model really does: the default."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, inf, log
+from typing import get_args
 
 from driftsched.core.model import Estimate, Request, Usage
 from driftsched.estimators.categories import base_tokens, input_factor
 from driftsched.estimators.recent import Recent
+from driftsched.estimators.state import add_counts, check_range, is_keepable, make_state, read_rows, share_of
 
 MAX_KEYS = 1024
 """Pairs of model and category remembered: about 450 KB."""
@@ -20,6 +23,9 @@ FIRST_STEPS = 3
 """The median of n lognormal lengths is found fastest by steps of about 3 / n mean deviations."""
 
 LEVELS = (0.5, 0.8, 0.9)
+MAX_LOG_RATIO = 20.0
+"""No quantile gets there: `MAX_LENGTH` is e^16."""
+STATE_VERSION = 1
 
 
 @dataclass(slots=True)
@@ -50,6 +56,14 @@ class Calibration:
                 self.quantiles[i] += step * level
             elif finished:
                 self.quantiles[i] -= step * (1 - level)
+
+    def absorb(self, other: "Calibration", memory: float) -> None:
+        """Move spread and quantiles to the means of both, weighed by the answers learnt, at most `memory` each."""
+        share = share_of(other.num_learnt, self.num_learnt, memory)
+        self.num_learnt = add_counts(self.num_learnt, other.num_learnt)
+        self.spread += share * (other.spread - self.spread)
+        for i, quantile in enumerate(other.quantiles):
+            self.quantiles[i] += share * (quantile - self.quantiles[i])
 
 
 _UNTAUGHT = Calibration()
@@ -100,6 +114,29 @@ class Calibrated:
     def bias(self, request: Request) -> float:
         return exp(self._of(request).quantiles[0])
 
+    def snapshot(self) -> dict[str, object]:
+        rows = (
+            (model, category, learnt.num_learnt, learnt.spread, *learnt.quantiles)
+            for (model, category), learnt in self._calibrations.items()
+            if is_keepable(model) and is_keepable(category)
+        )
+        return make_state(STATE_VERSION, rows)
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        self._calibrations.replace(_calibrations_of(state))
+
+    def merge(self, state: Mapping[str, object]) -> None:
+        """Quantiles are averaged, weighed by the answers learnt, of which about the last 3 / alpha count.
+
+        Beyond `MAX_KEYS` what is known here stays, and what the other learnt longest ago is left out.
+        """
+        for key, other in reversed(_calibrations_of(state)):
+            mine = self._calibrations.read(key)
+            if mine is None:
+                self._calibrations.add_oldest(key, other)
+            else:
+                mine.absorb(other, FIRST_STEPS / self._alpha)
+
     def _of(self, request: Request) -> Calibration:
         return self._calibrations.read(_key(request)) or _UNTAUGHT
 
@@ -110,3 +147,19 @@ def _key(request: Request) -> tuple[str, str]:
 
 def _uncorrected(request: Request) -> float:
     return base_tokens(request.category) * input_factor(request.prompt_tokens)
+
+
+_Row = tuple[str, str, int, float, float, float, float]
+
+
+def _calibrations_of(state: Mapping[str, object]) -> list[tuple[tuple[str, str], Calibration]]:
+    """Raises `ValueError`."""
+    rows = read_rows(state, version=STATE_VERSION, kinds=get_args(_Row), max_rows=MAX_KEYS)
+    return [_calibration_of(row) for row in rows]
+
+
+def _calibration_of(row: _Row) -> tuple[tuple[str, str], Calibration]:
+    model, category, num_learnt, spread, *quantiles = row
+    for quantile in quantiles:
+        check_range("quantile", quantile, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return (model, category), Calibration(num_learnt, check_range("spread", spread, 0.0, MAX_DEVIATION), quantiles)

@@ -1,7 +1,7 @@
 """State by key, bounded."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -37,3 +37,19 @@ class Recent(Generic[K, V]):
         else:
             self._states.move_to_end(key)
         return state
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        """Every key with its state, the one written last at the end."""
+        return iter(self._states.items())
+
+    def replace(self, states: Iterable[tuple[K, V]]) -> None:
+        """Hold these instead, the one written last at the end."""
+        self._states = OrderedDict(states)
+        while len(self._states) > self._max_keys:
+            self._states.popitem(last=False)
+
+    def add_oldest(self, key: K, state: V) -> None:
+        """Hold a new key as if it had been written before all others; where there is no room, leave it out."""
+        if len(self._states) < self._max_keys:
+            self._states[key] = state
+            self._states.move_to_end(key, last=False)

@@ -1,5 +1,6 @@
 """How many tokens a prompt has, before the engine says so."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, log
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Request, Usage
 from driftsched.estimators.recent import Recent
+from driftsched.estimators.state import add_counts, check_range, is_keepable, make_state, read_rows, share_of
 
 START_BYTES_PER_TOKEN = 4.0
 """Usual for English under the vocabularies of current models."""
@@ -14,6 +16,7 @@ START_BYTES_PER_TOKEN = 4.0
 MIN_BYTES_PER_TOKEN = 0.25
 MAX_BYTES_PER_TOKEN = 32.0
 MAX_MODELS = 1024
+STATE_VERSION = 1
 
 
 class TokenCounter(Protocol):
@@ -81,6 +84,41 @@ class BytesCounter:
         weight = max(self._alpha, 1 / (density.num_learnt + 1))  # the start value counts as one observation
         observed = log(request.prompt_bytes / usage.prompt_tokens)
         density.log_bytes_per_token += weight * (observed - density.log_bytes_per_token)
+
+    def snapshot(self) -> dict[str, object]:
+        rows = (
+            (model, density.num_learnt, density.log_bytes_per_token)
+            for model, density in self._densities.items()
+            if is_keepable(model)
+        )
+        return make_state(STATE_VERSION, rows)
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        self._densities.replace(_densities_of(state))
+
+    def merge(self, state: Mapping[str, object]) -> None:
+        """Geometric means, weighed by the counts learnt, of which about the last 1 / alpha count.
+
+        Beyond `MAX_MODELS` what is known here stays, and what the other learnt longest ago is left out.
+        """
+        for model, other in reversed(_densities_of(state)):
+            mine = self._densities.read(model)
+            if mine is None:
+                self._densities.add_oldest(model, other)
+            else:
+                share = share_of(other.num_learnt, mine.num_learnt, 1 / self._alpha)
+                mine.num_learnt = add_counts(mine.num_learnt, other.num_learnt)
+                mine.log_bytes_per_token += share * (other.log_bytes_per_token - mine.log_bytes_per_token)
+
+
+def _densities_of(state: Mapping[str, object]) -> list[tuple[str, _Density]]:
+    """Raises `ValueError`."""
+    rows = read_rows(state, version=STATE_VERSION, kinds=(str, int, float), max_rows=MAX_MODELS)
+    return [(model, _Density(num_learnt, _checked_density(density))) for model, num_learnt, density in rows]
+
+
+def _checked_density(log_bytes_per_token: float) -> float:
+    return check_range("density", log_bytes_per_token, log(MIN_BYTES_PER_TOKEN), log(MAX_BYTES_PER_TOKEN))
 
 
 class TokenizerCounter:
