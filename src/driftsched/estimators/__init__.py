@@ -14,6 +14,7 @@ ESTIMATORS: Registry[Estimator] = Registry(
         "static": "driftsched.estimators.static:Static",
         "ema": "driftsched.estimators.ema:Ema",
         "calibrated": "driftsched.estimators.calibrated:Calibrated",
+        "adaptive": "driftsched.estimators.adaptive:Adaptive",
     },
     entry_point_group="driftsched.estimators",
 )

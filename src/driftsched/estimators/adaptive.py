@@ -35,11 +35,12 @@ class _Keys(NamedTuple):
     """What a request is remembered under."""
 
     tenant: tuple[str, str]
+    own: tuple[str, str, str]
     tenant_size: tuple[str, str, int]
     size: tuple[str, int]
     session: tuple[str, str] | None
-    template: str | int
-    prompt: int
+    template: tuple[str, str | int] | None
+    prompt: tuple[str, int] | None
 
 
 class _Basis(NamedTuple):
@@ -52,16 +53,25 @@ class _Basis(NamedTuple):
 
 
 class _Tenant:
-    """One tenant's answers from one model."""
+    """One tenant's answers from one model, in comparison with everybody's."""
 
-    __slots__ = ("level", "num_shared", "outlying", "spread", "window")
+    __slots__ = ("apart", "num_shared", "outlying")
+
+    def __init__(self) -> None:
+        self.apart = Level()  # from the level of model and category
+        self.num_shared = 0  # of its answers that entered what tenants share
+        self.outlying = False
+
+
+class _Own:
+    """One tenant's answers from one model in one category."""
+
+    __slots__ = ("level", "spread", "window")
 
     def __init__(self) -> None:
         self.level = Level()
         self.spread = Level()
         self.window = Window()
-        self.num_shared = 0  # of its answers that entered what tenants share
-        self.outlying = False
 
 
 class _Session:
@@ -105,6 +115,8 @@ class _Family:
 class _Forecast(NamedTuple):
     """All that is thought of one request. Lengths are logarithms."""
 
+    of_kind: float
+    """Level of model and category."""
     level: float
     """Of model, category and tenant."""
     experts: Vector
@@ -117,6 +129,7 @@ class _Forecast(NamedTuple):
 
 
 _NO_TENANT = _Tenant()
+_NO_OWN = _Own()
 _NO_KIND = _Kind()
 _NO_FAMILY = _Family()
 _NO_WINDOW = Window()
@@ -168,9 +181,10 @@ class Adaptive:
         self._families: Recent[tuple[str, bool], _Family] = Recent(_Family, 512)
         self._kinds: Recent[tuple[str, bool, str], _Kind] = Recent(_Kind, 1024)
         self._tenants: Recent[tuple[str, str], _Tenant] = Recent(_Tenant, max_tenants)
+        self._own: Recent[tuple[str, str, str], _Own] = Recent(_Own, max_tenants)
         self._sessions: Recent[tuple[str, str], _Session] = Recent(_Session, few)
-        self._templates: Recent[str | int, Level] = Recent(Level, few)
-        self._prompts: Recent[int, Level] = Recent(Level, few)
+        self._templates: Recent[tuple[str, str | int], Level] = Recent(Level, few)
+        self._prompts: Recent[tuple[str, int], Level] = Recent(Level, few)
         self._tenant_sizes: Recent[tuple[str, str, int], Window] = Recent(Window, few)
         self._sizes: Recent[tuple[str, int], Window] = Recent(Window, few)
         self._figures = Ridge(np.zeros(NUM_DENSE), penalty=10.0)
@@ -183,7 +197,9 @@ class Adaptive:
         session = self._sessions.read(keys.session) if keys.session else None
         reading = read(request, session.last_tokens if session else 0)
         if reading.prompt:
-            keys = keys._replace(template=keys.template or reading.head, prompt=reading.prompt)
+            who = request.tenant.id
+            template = request.traits.template or reading.head
+            keys = keys._replace(template=(who, template), prompt=(who, reading.prompt))
         return self._estimate(request, reading, keys)
 
     def revise(self, request: Request, estimate: Estimate) -> Estimate:
@@ -246,20 +262,24 @@ class Adaptive:
         kind = self._kinds.read((request.model, tenant.outlying, request.category)) or _NO_KIND
         of_model = family.level.value(self._all.value(_start(request), 1.0), STRENGTH)
         of_kind = kind.level.value(of_model, STRENGTH)
-        level = tenant.level.value(of_kind, STRENGTH)
-        lately = tenant.window.median(of_model)
+        own = self._own.read(keys.own) or _NO_OWN
+        of_tenant = of_kind + tenant.apart.value(0.0, STRENGTH)
+        level = own.level.value(of_tenant, STRENGTH)
+        lately = own.window.median(of_tenant)
         lately_size = (self._tenant_sizes.read(keys.tenant_size) or _NO_WINDOW).median(lately)
         size = (self._sizes.read(keys.size) or _NO_WINDOW).median(lately_size)
         session = self._sessions.read(keys.session) if keys.session else None
-        template = (self._templates.read(keys.template) or _NO_LEVEL).value(0.0, 3.0)
-        prompt = (self._prompts.read(keys.prompt) or _NO_LEVEL).value(0.0, 1.0)
+        template = self._templates.read(keys.template) if keys.template else None
+        prompt = self._prompts.read(keys.prompt) if keys.prompt else None
+        of_template = template.value(0.0, 3.0) if template else 0.0
+        of_prompt = prompt.value(0.0, 1.0) if prompt else 0.0
         experts = np.array(
             (
                 of_model - level,
                 _clip(self._figures.predict(reading.dense), 1.5),
                 _clip(self._words.predict(reading.words), 1.2),
                 session.level.value(0.0, 2.0) if session else 0.0,
-                template + prompt,
+                of_template + of_prompt,
                 lately - level,
                 lately_size - level,
                 size - level,
@@ -268,9 +288,9 @@ class Adaptive:
         blend = level + self._blend.predict(experts) + kind.bias
         sizes = (lately_size + size) / 2
         candidates = np.array((blend + family.offset, level, lately, lately_size, size, sizes))
-        spread = tenant.spread.value(kind.spread.value(family.spread.value(0.6, 5.0), 8.0), 8.0)
+        spread = own.spread.value(kind.spread.value(family.spread.value(0.6, 5.0), 8.0), 8.0)
         point = float(_gate(family) @ candidates)
-        return _Forecast(level, experts, blend, candidates, point, max(spread, MIN_SPREAD))
+        return _Forecast(of_kind, level, experts, blend, candidates, point, max(spread, MIN_SPREAD))
 
     def _learn(self, request: Request, basis: _Basis, length: float, finished: bool) -> float | None:
         forecast = self._forecast(request, basis.reading, basis.keys)
@@ -281,23 +301,24 @@ class Adaptive:
         chances = _chances(family.profile, basis, length, residual, finished=finished)
         family.conformal.learn(chances)
         if not finished:
-            length = forecast.point + forecast.spread * family.profile.expected_beyond(residual)
+            beyond = forecast.point + forecast.spread * family.profile.expected_beyond(residual)
+            # where nearly all is cut at one limit nothing else would keep the guess from growing
+            length = min(beyond, max(forecast.point, length + MAX_BEYOND))
         family.profile.learn(residual, finished=finished)
         kind.error.observe(abs(length - forecast.point), 200)
         kind.covered.observe(1 - chances[0], 200)
         off = _clip(length - forecast.point, MAX_SURPRISE)
         is_majority = 2 * tenant.num_shared >= family.num_shared
-        if is_majority or abs(length - forecast.point) <= MAX_SURPRISE:
-            tenant.num_shared += 1
-            family.num_shared += 1
-            self._learn_shared(request, basis, forecast, family, kind, length)
+        tenant.num_shared += 1
+        family.num_shared += 1
+        plausible = length if is_majority else forecast.point + off
+        self._learn_shared(request, basis, forecast, family, kind, plausible)
         shift = self._watch(kind, forecast, length)
-        for spread in (tenant.spread, kind.spread, family.spread):
+        own = self._own.write(basis.keys.own)
+        for spread in (own.spread, kind.spread, family.spread):
             spread.observe(abs(off), 200)
-        self._learn_own(basis, forecast, tenant, length)
-        apart = abs(tenant.level.value(forecast.level, 1.0) - family.level.value(forecast.level, 1.0))
-        if not tenant.outlying:
-            tenant.outlying = not is_majority and apart > MAX_SURPRISE
+        self._learn_own(basis, forecast, own, length)
+        self._set_apart(tenant, family, length - forecast.of_kind)
         return shift
 
     def _learn_shared(
@@ -321,25 +342,35 @@ class Adaptive:
         self._figures.learn(basis.reading.dense, _clip(length - forecast.level - figures, 2.0))
         rest = length - forecast.level - figures - words
         self._words.learn(basis.reading.words, _clip(rest, 2.0))
-        if basis.keys.prompt:
-            template = self._templates.write(basis.keys.template)
-            of_template = template.value(0.0, 3.0)
-            template.observe(rest, 60)
-            self._prompts.write(basis.keys.prompt).observe(rest - of_template, 30)
         self._all.observe(length, 400)
         family.level.observe(length, 400)
         kind.level.observe(length, 150)
         self._sizes.write(basis.keys.size).observe(length)
 
-    def _learn_own(self, basis: _Basis, forecast: _Forecast, tenant: _Tenant, length: float) -> None:
+    def _learn_own(self, basis: _Basis, forecast: _Forecast, own: _Own, length: float) -> None:
         """What belongs to the tenant alone."""
-        tenant.level.observe(length, 50)
-        tenant.window.observe(length)
+        own.level.observe(length, 50)
+        own.window.observe(length)
         self._tenant_sizes.write(basis.keys.tenant_size).observe(length)
+        rest = length - forecast.level - float(forecast.experts[1] + forecast.experts[2])
+        if basis.keys.template and basis.keys.prompt:
+            template = self._templates.write(basis.keys.template)
+            of_template = template.value(0.0, 3.0)
+            template.observe(rest, 60)
+            self._prompts.write(basis.keys.prompt).observe(rest - of_template, 30)
         if basis.keys.session:
             session = self._sessions.write(basis.keys.session)
             session.level.observe(length - forecast.level - float(forecast.experts[1]), 6)
             session.last_tokens = round(exp(length))
+
+    def _set_apart(self, tenant: _Tenant, family: _Family, apart: float) -> None:
+        """Decide whether the tenant's next answers are learnt apart from those of others."""
+        tenant.apart.observe(apart, 50)
+        distance = abs(tenant.apart.value(0.0, 2.0))
+        if tenant.outlying:
+            tenant.outlying = distance > MAX_SURPRISE / 2
+        elif 2 * tenant.num_shared < family.num_shared:
+            tenant.outlying = distance > MAX_SURPRISE
 
     def _watch(self, kind: _Kind, forecast: _Forecast, length: float) -> float | None:
         """Follow the bias of model and category; the factor of the shift if this answer gave the alarm."""
@@ -361,6 +392,8 @@ _LOG_MAX: Final = log(MAX_LENGTH)
 MIN_SPREAD: Final = 0.02
 MAX_SURPRISE: Final = log(6)
 """Beyond this factor a tenant's answers are learnt apart, unless most of a model's answers are its own."""
+MAX_BEYOND: Final = log(2)
+"""A lower bound raises predictions to twice itself at most."""
 GATE_MEMORY: Final = 0.99
 GATE_SHARPNESS: Final = 40.0
 """A candidate whose error is 5 % larger than the best's has a seventh of its weight."""
@@ -371,7 +404,13 @@ def _keys_of(request: Request) -> _Keys:
     tenant, model, traits = request.tenant.id, request.model, request.traits
     session = (tenant, traits.session) if traits.session else None
     return _Keys(
-        (model, tenant), (model, tenant, int(size * 2)), (model, int(size * 10)), session, traits.template, 0
+        (model, tenant),
+        (model, tenant, request.category),
+        (model, tenant, int(size * 2)),
+        (model, int(size * 10)),
+        session,
+        None,
+        None,
     )
 
 

@@ -12,7 +12,7 @@ class Cusum:
 
     __slots__ = ("_downs", "_ups", "slack", "threshold")
 
-    def __init__(self, slack: float = 0.5, threshold: float = 8.0) -> None:
+    def __init__(self, slack: float = 0.5, threshold: float = 12.0) -> None:
         """Both in mean absolute deviations of the residuals, > 0.
 
         With the defaults steady lengths raise a false alarm about once in a thousand answers, and a shift by 1.3
