@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "core": {"core"},
     "policies": {"core", "policies"},
     "estimators": {"core", "estimators"},
+    "evaluation": {"core", "estimators", "evaluation"},
     "queues": {"core", "queues"},
     "engines": {"core", "engines"},
     "telemetry": {"core", "telemetry"},
@@ -32,11 +33,13 @@ COMPOSITION = {
     "simulation",
     "simulating",
     "benching",
+    "evaluating",
     "replaying",
     "demo",
     "cli",
     "cli_sim",
     "cli_bench",
+    "cli_evaluate",
     "cli_replay",
 }
 """Only these know all."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from driftsched.cli_bench import bench
+from driftsched.cli_evaluate import evaluate
 from driftsched.cli_replay import replay
 from driftsched.cli_sim import EngineMode, compare, reproduce, simulate, trace_app
 from driftsched.core.errors import ConfigError, DriftschedError, EngineError
@@ -231,7 +232,7 @@ def hash_key() -> None:
     typer.echo(config.hash_key(key))
 
 
-for command in (simulate, reproduce, compare, bench, replay):
+for command in (simulate, reproduce, compare, bench, replay, evaluate):
     app.command()(command)
 app.add_typer(trace_app, name="trace")
 

@@ -1,0 +1,143 @@
+"""The composition of an evaluation: estimators by name, the gateway's describer, and the data."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from driftsched.core.errors import ConfigError
+from driftsched.core.model import Request
+from driftsched.core.protocols import Estimator
+from driftsched.estimators import DEFAULT_COUNTER, ESTIMATORS, create_counter, create_estimator
+from driftsched.estimators.categories import KeywordClassifier
+from driftsched.estimators.describe import PromptDescriber
+from driftsched.evaluation.document import Document, judged, text
+from driftsched.evaluation.references import CategoryMean, Median
+from driftsched.evaluation.rows import Row, read_rows
+from driftsched.evaluation.stream import Pace, Timeline, describe, run, timeline
+from driftsched.sim.oracle import Oracle
+
+ORACLE = "oracle"
+REFERENCES: dict[str, Callable[[], Estimator]] = {"median": Median, "category_mean": CategoryMean}
+DEFAULT_ESTIMATORS = ("static", "ema", "calibrated", "category_mean", "median", "adaptive", ORACLE)
+
+
+def names() -> list[str]:
+    """What can be evaluated: every estimator, and what they are compared with."""
+    return sorted({*ESTIMATORS.names(), *REFERENCES, ORACLE})
+
+
+def make(spec: str, rows: Sequence[Row]) -> Estimator:
+    """The estimator of `name` or `name:option=value,...`. Raises `ConfigError`."""
+    name, _, options = spec.partition(":")
+    if name in REFERENCES and not options:
+        return REFERENCES[name]()
+    if name == ORACLE and not options:
+        return Oracle({str(number): row.completion_tokens for number, row in enumerate(rows)})
+    if name not in ESTIMATORS.names():
+        if name in names():
+            raise ConfigError(f"--estimator {spec}: {name} has no options")
+        raise ConfigError(f"--estimator: unknown {name!r}: use one of {', '.join(names())}")
+    return create_estimator(name, **_options(spec, options))
+
+
+def _options(spec: str, options: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for part in filter(None, options.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or name in parsed:
+            raise ConfigError(f"--estimator {spec}: write name:option=value,option=value, each option once")
+        try:
+            parsed[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            parsed[name] = value
+    return parsed
+
+
+def default_estimators() -> list[str]:
+    """Those of `DEFAULT_ESTIMATORS` that there are."""
+    known = names()
+    return [name for name in DEFAULT_ESTIMATORS if name in known]
+
+
+def prepare(rows: Sequence[Row], pace: Pace) -> tuple[Timeline, list[Request]]:
+    """When rows come and end, and the requests that a gateway would have seen."""
+    times = timeline(rows, pace)
+    return times, describe(rows, times, PromptDescriber(KeywordClassifier(), create_counter(DEFAULT_COUNTER)))
+
+
+def evaluate(
+    rows: Sequence[Row],
+    estimators: Sequence[str] | None = None,
+    *,
+    warmup: int = 0,
+    pace: Pace | None = None,
+    data: str = "",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Document:
+    """The scores of each estimator, by name or `name:option=value`, on the rows after the first `warmup`.
+
+    `progress` is told whom the run is at. Raises `ConfigError` for unknown names, options and settings.
+    """
+    pace = pace or Pace()
+    chosen = list(estimators or default_estimators())
+    if not 0 <= warmup < len(rows):
+        raise ConfigError(f"--warmup {warmup}: leaves none of the {len(rows)} rows to score")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError("--estimator: one is given twice")
+    made = {spec: make(spec, rows) for spec in chosen}
+    times, requests = prepare(rows, pace)
+    categories = [request.category for request in requests]
+    results = {}
+    for spec, estimator in made.items():
+        progress(spec)
+        try:
+            outcome = run(estimator, rows, requests, times)
+        except ConfigError as error:
+            raise ConfigError(f"estimator {spec!r}: {error}") from None
+        results[spec] = judged(outcome, rows, categories, warmup)
+    return {
+        "estimators": results,
+        "rows": len(rows) - warmup,
+        "warmup": warmup,
+        "data": data,
+        "pace": asdict(pace),
+        "inflight_mean": _inflight_mean(rows, times, pace),
+        "cut_rows": sum(not row.known for row in rows[warmup:]),
+    }
+
+
+def _inflight_mean(rows: Sequence[Row], times: Timeline, pace: Pace) -> float:
+    """Requests being served, on average from the first arrival to the end of the last answer."""
+    service = [pace.service_seconds(row) for row in rows]
+    return sum(service) / max(at + seconds for at, seconds in zip(times.arrived_at, service, strict=True))
+
+
+def run_evaluate(
+    path: Path,
+    estimators: Sequence[str] | None = None,
+    *,
+    warmup: int = 0,
+    pace: Pace | None = None,
+    json: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Evaluate a file, print the tables, write the files. Raises `ConfigError`."""
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    document = evaluate(
+        read_rows(path, tell),
+        estimators,
+        warmup=warmup,
+        pace=pace,
+        data=path.name,
+        progress=(lambda _: None) if quiet else tell,
+    )
+    sys.stdout.write(text(document))
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")

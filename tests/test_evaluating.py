@@ -1,0 +1,78 @@
+"""`driftsched evaluate`, from a file to its figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from driftsched import evaluating
+from driftsched.cli import app
+from driftsched.core.errors import ConfigError
+from driftsched.evaluation.rows import Row
+
+ROWS = [
+    Row(100 + 10 * (number % 7) if model == "slow" else 20 + number % 5, model=model, prompt_tokens=9)
+    for number in range(60)
+    for model in ("slow", "fast")
+]
+
+
+def test_the_results_have_the_documented_keys(tmp_path: Path) -> None:
+    data, out = tmp_path / "data.csv", tmp_path / "scores.json"
+    data.write_text("model,completion_tokens\n" + "".join(f"{row.model},{row.completion_tokens}\n" for row in ROWS))
+    run = CliRunner().invoke(app, ["evaluate", str(data), "--warmup", "20", "--json", str(out), "--quiet"])
+    assert (0, "") == (run.exit_code, run.stderr)
+    document = json.loads(out.read_text())
+    assert 100 == document["rows"]
+    assert set(evaluating.default_estimators()) == set(document["estimators"])
+    for found in document["estimators"].values():
+        assert {
+            "mae", "rmse", "log_mae", "kendall_tau", "pair_accuracy_2x", "pinball", "coverage",
+            "predict_us", "learn_us",
+        } <= set(found)  # fmt: skip
+        assert {"q50", "q80", "q90"} == set(found["pinball"]) == set(found["coverage"])
+    assert "MAE by model" in run.stdout
+
+
+def test_the_oracle_makes_no_error_and_the_references_learn_what_there_is_to_learn() -> None:
+    found = evaluating.evaluate(ROWS, ["oracle", "median", "category_mean", "static"], warmup=60)["estimators"]
+    assert (0.0, 1.0, 1.0) == (
+        found["oracle"]["mae"],
+        found["oracle"]["kendall_tau"],
+        found["oracle"]["coverage"]["q80"],
+    )
+    assert found["median"]["mae"] < 20 < found["static"]["mae"]
+    assert found["category_mean"]["mae"] < 20
+    assert 1.0 == found["median"]["pair_accuracy_2x"]
+
+
+def test_answers_that_were_cut_are_counted_apart() -> None:
+    rows = [Row(50), Row(50, finish_reason="length"), Row(200, finish_reason="cancelled"), Row(50, max_tokens=50)]
+    found = evaluating.evaluate(rows, ["static"])
+    assert 2 == found["cut_rows"]
+    scores = found["estimators"]["static"]
+    assert {"rows": 2, "below": 0.5, "mean_shortfall": 68.0} == scores["cut"]
+    assert (2, 7.0) == (scores["known"]["rows"], scores["known"]["mae"])
+    assert pytest.approx((14 + 14 + 136) / 4) == scores["mae"]
+
+
+def test_an_estimator_can_be_given_options() -> None:
+    found = evaluating.evaluate(ROWS, ["ema:alpha=0.5,feedback=false", "ema"])["estimators"]
+    assert found["ema:alpha=0.5,feedback=false"]["mae"] != found["ema"]["mae"]
+
+
+@pytest.mark.parametrize(
+    ("estimators", "warmup", "problem"),
+    [
+        (["nobody"], 0, "unknown 'nobody': use one of"),
+        (["median:alpha=1"], 0, "median has no options"),
+        (["ema:alpha"], 0, "write name:option=value"),
+        (["ema:beta=1"], 0, "has no option 'beta'"),
+        (["ema", "ema"], 0, "given twice"),
+        (["ema"], 120, "leaves none of the 120 rows"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_so(estimators: list[str], warmup: int, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        evaluating.evaluate(ROWS, estimators, warmup=warmup)
