@@ -15,7 +15,8 @@ import pytest
 from driftsched.core.errors import ConfigError
 from driftsched.core.events import Dispatched, Evicted, Failed, Finished, FirstToken, Rejected
 from driftsched.core.model import Estimate, Request, Tenant, Ticket, Tier, Usage
-from driftsched.telemetry.journal import Entry, Journal, connect_to, read_journal
+from driftsched.telemetry.journal import Entry, Journal, read_journal
+from driftsched.telemetry.sqlite import connect_to
 from support.servers import chat, live_gateway, simulated, until
 
 NOW = 1_700_000_000.0

@@ -20,19 +20,15 @@ from typing import Any
 from driftsched.core.errors import ConfigError
 from driftsched.core.events import Event, Evicted, Failed, Finished, FirstToken, Rejected
 from driftsched.core.model import Estimate, Request, Usage
+from driftsched.telemetry.sqlite import Connect, Schema, connect_to, is_empty
 
 _logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x4453_4A4C
-"""Stands in the header of the file, and tells a journal from any other SQLite database."""
 
 MAX_QUEUED = 20_000
 """Rows that wait in memory to be written, about 15 MB; of what comes beyond, the newest are dropped."""
 BATCH_ROWS = 2_000
 PRUNE_ROWS = 5_000
 """Deleted at once: more than is written at once, so that pruning keeps up, and few enough to be quick."""
-BUSY_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 """How long closing waits for a disk that does not answer."""
 
@@ -58,11 +54,16 @@ _COLUMNS = {
     "estimator": "TEXT NOT NULL",
     "overdue": "INTEGER NOT NULL",
 }
-_SCHEMA = (
-    "CREATE TABLE requests (id INTEGER PRIMARY KEY, " + ", ".join(f"{n} {t}" for n, t in _COLUMNS.items()) + ")",
-    "CREATE INDEX requests_by_arrival ON requests (arrived_at)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
+_SCHEMA = Schema(
+    "journal",
+    application_id=0x4453_4A4C,
+    version=1,
+    statements=(
+        "CREATE TABLE requests (id INTEGER PRIMARY KEY, "
+        + ", ".join(f"{n} {t}" for n, t in _COLUMNS.items())
+        + ")",
+        "CREATE INDEX requests_by_arrival ON requests (arrived_at)",
+    ),
 )
 _INSERT = f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
 _SELECT = (
@@ -105,14 +106,6 @@ class Entry:
     estimator: str
     overdue: bool
     """It was dispatched because it had waited its maximum."""
-
-
-Connect = Callable[[Path], sqlite3.Connection]
-
-
-def connect_to(path: Path) -> sqlite3.Connection:
-    """A connection that waits up to `BUSY_SECONDS` for another one's lock, each statement its own transaction."""
-    return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
 
 
 class Journal:
@@ -233,7 +226,7 @@ class Journal:
         try:
             if self._path.exists():
                 with closing(self._connect(self._path)) as connection:
-                    _check(connection, self._path)
+                    _SCHEMA.check(connection, self._path)
         except (sqlite3.Error, OSError) as error:
             self._tell_trouble(error)
 
@@ -291,7 +284,7 @@ class Journal:
         if self._connection is None:
             connection = self._connect(self._path)
             try:
-                _prepare(connection, self._path)
+                _SCHEMA.prepare(connection, self._path)
             except BaseException:
                 connection.close()
                 raise
@@ -321,7 +314,7 @@ def read_journal(path: Path, *, since: float = -inf, until: float = inf) -> list
         raise ConfigError(f"{path}: no such file: give the journal that `driftsched serve --journal` writes")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            _check(connection, path)
+            _SCHEMA.check(connection, path)
             return [_entry(row) for row in _within(connection, since, until)]
     except sqlite3.Error as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -333,35 +326,9 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 
 
 def _within(connection: sqlite3.Connection, since: float, until: float) -> Iterator[tuple[Any, ...]]:
-    if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+    if is_empty(connection):
         return iter(())  # nothing has been written yet
     return connection.execute(_SELECT, (since, until))
-
-
-def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Raises `ConfigError` unless the database is empty or a journal of this version."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application != APPLICATION_ID and (application or version or num_tables):
-        raise ConfigError(f"journal: {path} is a database of something else: name another file")
-    if application == APPLICATION_ID and version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"journal: {path} has schema version {version}, and this driftsched knows {SCHEMA_VERSION}: "
-            "name another file, or use the driftsched that wrote it"
-        )
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the table in a new file. Raises `ConfigError` as `_check` does."""
-    _check(connection, path)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")  # losing power may lose the last rows, not the file
-    if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA:
-            connection.execute(statement)
-        connection.execute("COMMIT")
 
 
 def _insert(connection: sqlite3.Connection, row: tuple[object, ...]) -> bool:
