@@ -1,13 +1,14 @@
 """Schedulers stepped by hand, workloads, and what can be read from their events."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from math import inf
+from collections.abc import Callable, Generator, Iterable, Sequence
+from math import inf, log2
 
 from driftsched.core.admission import Bounds
 from driftsched.core.events import Dispatched, Event
 from driftsched.core.model import Estimate, Request, Tenant, Tier, Usage
 from driftsched.core.protocols import Estimator, Policy, Queue
+from driftsched.core.revision import MAX_RERANKS
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.model import BatchModel
 from driftsched.engines.presets import HARDWARE
@@ -55,6 +56,31 @@ class CategoryMeans:
         return 1.0
 
 
+class Learning(CategoryMeans):
+    """Expects what was last seen in the category, to a power of two of its mean: it stays, or moves far."""
+
+    def __init__(self) -> None:
+        self.biases: dict[str, float] = {}
+
+    def predict(self, request: Request) -> Estimate:
+        length = MEAN_TOKENS[request.category] * self.bias(request)
+        return Estimate(length, q50=length, q80=length, q90=length)
+
+    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
+        seen = max(1, usage.completion_tokens) / MEAN_TOKENS[request.category]
+        self.biases[request.category] = 2.0 ** round(log2(seen))
+
+    def bias(self, request: Request) -> float:
+        return self.biases.get(request.category, 1.0)
+
+
+class Pause:
+    """Suspends once: what a queue on another machine does."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
 def request_at(
     at: float = 0.0,
     name: str = "r",
@@ -90,6 +116,7 @@ def scheduler_of(
     queue: Queue | None = None,
     bounds: Bounds | None = None,
     max_wait_seconds: dict[Tier, float] | None = None,
+    max_reranks: int = MAX_RERANKS,
     listeners: Iterable[Callable[[Event], None]] = (),
 ) -> Scheduler:
     """A scheduler over a memory queue, for requests that are described already."""
@@ -100,6 +127,7 @@ def scheduler_of(
         queue=queue or MemoryQueue(slots),
         bounds=bounds,
         max_wait_seconds=max_wait_seconds,
+        max_reranks=max_reranks,
         listeners=listeners,
     )
 

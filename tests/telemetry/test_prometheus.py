@@ -14,6 +14,7 @@ from driftsched.core.events import (
     FirstToken,
     Recalibrated,
     Rejected,
+    Reranked,
 )
 from driftsched.core.model import Estimate, Load, Request, Tenant, Ticket, Tier, Usage
 from driftsched.telemetry.prometheus import MAX_BIAS_SERIES, PrometheusListener
@@ -52,6 +53,7 @@ ALL_EVENTS: list[Event] = [
     Evicted(11.0, ticket(Tier.PREMIUM), "cancelled", Usage(5, 6), dispatched_at=10.5, charge=1.0),
     Failed(11.0, ticket(Tier.BATCH), "broken_stream", Usage(5, 8), dispatched_at=10.5, charge=1.0),
     Recalibrated(14.0, "m", "summary", 1.0, 1.25),
+    Reranked(14.0, "m", "summary", 3),
 ]
 
 
@@ -136,6 +138,11 @@ def test_made_up_model_names_do_not_add_series_for_ever() -> None:
     assert 3.0 == value(
         "driftsched_prediction_bias_ratio", *flood, known_again, model="model-0", category="summary"
     )
+
+
+def test_every_waiting_request_that_was_placed_anew_counts() -> None:
+    events = Reranked(14.0, "m", "summary", 3), Reranked(15.0, "n", "report", 16)
+    assert 19.0 == value("driftsched_reranked_tickets_total", *events)
 
 
 def test_a_model_name_of_any_characters_is_exported() -> None:

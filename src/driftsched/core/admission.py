@@ -51,6 +51,11 @@ class Backlog:
         if self._by_tenant[tenant] == 0:
             del self._by_tenant[tenant]
 
+    def revise(self, before: Ticket, after: Ticket) -> None:
+        """The ticket still waits, with another estimate."""
+        change = after.estimate.expected_tokens - before.estimate.expected_tokens
+        self.waiting_tokens = max(0.0, self.waiting_tokens + change)
+
     def exceeds(self, bounds: Bounds, request: Request) -> str | None:
         """The reason why `request` may not wait as well (see `events.Rejected.reason`); None if it may."""
         if self.num_waiting >= bounds.max_waiting:

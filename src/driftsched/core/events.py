@@ -109,4 +109,15 @@ class Recalibrated:
     bias_after: float
 
 
-Event = Admitted | Rejected | Dispatched | FirstToken | Finished | Evicted | Failed | Recalibrated
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """Waiting tickets of this kind took other places in line: feedback changed what is predicted for them."""
+
+    at: float
+    model: str
+    category: str
+    count: int
+    """Tickets, >= 1: at most `max_reranks` at each settlement."""
+
+
+Event = Admitted | Rejected | Dispatched | FirstToken | Finished | Evicted | Failed | Recalibrated | Reranked

@@ -24,7 +24,11 @@ class Policy(Protocol):
         ...
 
     def rank(self, request: Request, estimate: Estimate, load: Load) -> float:
-        """Place inside the flow, smallest first; finite. Fixed at admission."""
+        """Place inside the flow, smallest first; finite.
+
+        Asked at admission, and again when the estimate is revised while the request waits, with the `load` of its
+        admission both times.
+        """
         ...
 
     def charge(self, request: Request, usage: Usage) -> float:
@@ -58,12 +62,15 @@ class Estimator(Protocol):
     def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
         """What the request used. `finished=False` says that it was cut short: its length is a lower bound.
 
-        `estimate` is the one made at admission, where it is at hand.
+        `estimate` is the last one made before its dispatch, where it is at hand.
         """
         ...
 
     def bias(self, request: Request) -> float:
-        """Factor by which feedback now corrects the uncorrected prediction for such a request; 1 is none."""
+        """Factor by which feedback now corrects the uncorrected prediction for such a request; 1 is none.
+
+        It should depend on model and category alone: when it moves, those of the same two that wait are revised.
+        """
         ...
 
 

@@ -1,8 +1,9 @@
-"""The plot: admit, predict, place, dispatch, serve, settle, tell."""
+"""The plot: admit, predict, place, dispatch, serve, settle, tell; and what waits follows what was learnt."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from math import inf, isfinite
 
@@ -18,9 +19,11 @@ from driftsched.core.events import (
     FirstToken,
     Recalibrated,
     Rejected,
+    Reranked,
 )
 from driftsched.core.model import Estimate, Load, Request, Ticket, Tier, Usage
 from driftsched.core.protocols import Describer, Estimator, Listener, Policy, Queue
+from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
 from driftsched.core.throughput import Throughput
 
 _logger = logging.getLogger(__name__)
@@ -56,9 +59,14 @@ class Scheduler:
         queue: Queue,
         bounds: Bounds | None = None,
         max_wait_seconds: Mapping[Tier, float] | None = None,
+        max_reranks: int = MAX_RERANKS,
         listeners: Iterable[Listener] = (),
     ) -> None:
-        """`max_wait_seconds`, by tier: a ticket that waited so long is served next, whatever the policy says."""
+        """`max_wait_seconds`, by tier: a ticket that waited so long is served next, whatever the policy says.
+
+        `max_reranks`: waiting tickets predicted and placed anew at each settlement, when feedback has moved what is
+        predicted for their like; 0 leaves every ticket as it was at admission.
+        """
         self._policy = policy
         self._estimator = estimator
         self._describer = describer
@@ -68,6 +76,7 @@ class Scheduler:
         self._listeners = tuple(listeners)
         self._backlog = Backlog()
         self._throughput = Throughput()
+        self._revisions = Revisions(max_reranks)
         self._flights: dict[str, _Flight] = {}
         self._seq = count()
         self._open = True
@@ -91,12 +100,14 @@ class Scheduler:
         """Admit, predict and place. Raises `RejectedError` if the request may not wait."""
         self._reject_beyond_bounds(request, now)
         request = self._describer.describe(request)
-        ticket = self._place(request, self._estimator.predict(request))
+        load = self.load
+        ticket = self._place(request, self._estimator.predict(request), load)
         self._backlog.enter(ticket)  # before the push: if that suspends, others may submit and dispatch meanwhile
+        self._revisions.enter(ticket, load)
         try:
             await self._queue.push(ticket)
         except BaseException:
-            self._backlog.leave(ticket)
+            self._leave_line(ticket)
             raise
         self._tell(Admitted(now, ticket, position=self._backlog.num_waiting))
         return ticket
@@ -107,7 +118,9 @@ class Scheduler:
         if ticket is None:
             return None
         self._throughput.observe(now, busy=self._backlog.num_inflight > 0)
-        self._backlog.leave(ticket)
+        estimate = self._leave_line(ticket).estimate
+        if estimate is not ticket.estimate:  # revised meanwhile: the queue was told of rank and charge only
+            ticket = replace(ticket, estimate=estimate)
         self._backlog.num_inflight += 1
         self._flights[ticket.id] = _Flight(ticket, dispatched_at=now, charge=ticket.charge)
         self._tell(Dispatched(now, ticket, overdue=ticket.overdue_at <= now))
@@ -142,6 +155,7 @@ class Scheduler:
                 charge=flight.charge,
             )
         )
+        await self._follow_feedback(now)
         return True
 
     async def fail(self, ticket_id: str, usage: Usage, error: str, now: float) -> bool:
@@ -151,6 +165,7 @@ class Scheduler:
             return False
         self._learn(flight.ticket, usage, False, now)
         self._tell(Failed(now, flight.ticket, error, usage, flight.dispatched_at, flight.charge))
+        await self._follow_feedback(now)
         return True
 
     async def cancel(self, ticket: Ticket, usage: Usage, now: float, reason: str = "cancelled") -> bool:
@@ -163,6 +178,7 @@ class Scheduler:
             return False
         self._learn(flight.ticket, usage, False, now)
         self._tell(Evicted(now, flight.ticket, reason, usage, flight.dispatched_at, flight.charge))
+        await self._follow_feedback(now)
         return True
 
     async def expire(self, now: float) -> list[Ticket]:
@@ -184,16 +200,15 @@ class Scheduler:
         self._tell(Rejected(now, request, reason, retry_after))
         raise RejectedError(reason, _REJECTIONS[reason], retry_after)
 
-    def _place(self, request: Request, estimate: Estimate) -> Ticket:
-        expected = Usage(request.prompt_tokens, round(estimate.expected_tokens))
+    def _place(self, request: Request, estimate: Estimate, load: Load) -> Ticket:
         return Ticket(
             request=request,
             estimate=estimate,
             seq=next(self._seq),
             band=self._policy.band(request),
             flow=self._policy.flow(request),
-            rank=self._policy.rank(request, estimate, self.load),
-            charge=self._policy.charge(request, expected),
+            rank=self._policy.rank(request, estimate, load),
+            charge=self._policy.charge(request, _expected_usage(request, estimate)),
             overdue_at=request.arrived_at + self._max_wait_seconds.get(request.tier, inf),
         )
 
@@ -240,9 +255,48 @@ class Scheduler:
             return
         if after != before:
             self._tell(Recalibrated(now, request.model, request.category, before, after))
+        self._revisions.recalibrated(request, before, after)
+
+    async def _follow_feedback(self, now: float) -> None:
+        """Predict and place anew the next few waiting tickets whose kind feedback has moved."""
+        if not self._revisions.any_due:
+            return
+        moved: Counter[tuple[str, str]] = Counter()
+        for waiting in self._revisions.due():
+            request = waiting.ticket.request
+            try:
+                moved[request.model, request.category] += await self._rerank(waiting)
+            except Exception:  # a plug-in that cannot rank it again: it keeps its place, and the others their turn
+                _logger.exception("request %s keeps its place: it could not be ranked again", request.id)
+                break  # one report at each settlement is enough
+        for (model, category), num_moved in moved.items():
+            if num_moved:
+                self._tell(Reranked(now, model, category, num_moved))
+
+    async def _rerank(self, waiting: Waiting) -> bool:
+        """Predict and place a waiting ticket again, under the load it was admitted at. False if it did not move."""
+        ticket = waiting.ticket
+        estimate = self._estimator.revise(ticket.request, ticket.estimate)
+        rank = self._policy.rank(ticket.request, estimate, waiting.load)
+        charge = self._policy.charge(ticket.request, _expected_usage(ticket.request, estimate))
+        moves = (rank, charge) != (ticket.rank, ticket.charge)
+        if moves and not await self._queue.rerank(ticket.id, rank, charge):
+            return False
+        if not self._revisions.holds(waiting):
+            return False  # the queue suspended, and the ticket left meanwhile
+        revised = replace(ticket, estimate=estimate, rank=rank, charge=charge)
+        self._backlog.revise(waiting.ticket, revised)
+        waiting.ticket = revised
+        return moves
+
+    def _leave_line(self, ticket: Ticket) -> Ticket:
+        """The ticket waits no longer. Returns it as it last stood."""
+        ticket = self._revisions.leave(ticket)
+        self._backlog.leave(ticket)
+        return ticket
 
     def _evict_waiting(self, ticket: Ticket, reason: str, now: float) -> None:
-        self._backlog.leave(ticket)
+        ticket = self._leave_line(ticket)
         self._tell(Evicted(now, ticket, reason, Usage(), dispatched_at=None, charge=0.0))
 
     def _tell(self, event: Event) -> None:
@@ -251,6 +305,10 @@ class Scheduler:
                 listener(event)
             except Exception:  # a listener's failure is its own: no account may depend on it
                 _logger.exception("listener %r failed on %s", listener, type(event).__name__)
+
+
+def _expected_usage(request: Request, estimate: Estimate) -> Usage:
+    return Usage(request.prompt_tokens, round(estimate.expected_tokens))
 
 
 _REJECTIONS = {

@@ -233,6 +233,7 @@ def run_trial(trial: Trial, parts: PaperParts) -> Result:
         estimator=_estimator(variant.estimator, demand, parts),
         describer=TraceDescriber(),
         queue=parts.create_queue(SLOTS),
+        max_reranks=0,  # the reference ranks a request once, when it comes
         listeners=[recorder],
     )
     engine = WordCountedEngine(

@@ -18,6 +18,7 @@ from driftsched.core.events import (
     FirstToken,
     Recalibrated,
     Rejected,
+    Reranked,
 )
 from driftsched.core.model import Load, Tier
 
@@ -53,6 +54,7 @@ class PrometheusListener:
             "driftsched_prediction_error_tokens", "Absolute error", ["category"], buckets=TOKENS_BUCKETS, **r
         )
         self._bias = Gauge("driftsched_prediction_bias_ratio", "Correction in force", ["model", "category"], **r)
+        self._reranked = Counter("driftsched_reranked_tickets", "Waiting requests placed anew", **r)
         self._bias_series: set[tuple[str, str]] = set()
         info = Gauge("driftsched_info", "1, labelled with what runs", ["version", "policy", "estimator"], **r)
         info.labels(version, policy, estimator).set(1)
@@ -65,6 +67,7 @@ class PrometheusListener:
             Evicted: self._on_evicted,
             Failed: self._on_failed,
             Recalibrated: self._on_recalibrated,
+            Reranked: self._on_reranked,
         }
 
     def watch(self, load: Callable[[], Load], dropped_rows: Callable[[], int] = lambda: 0) -> None:
@@ -129,6 +132,9 @@ class PrometheusListener:
         if series in self._bias_series or len(self._bias_series) < MAX_BIAS_SERIES:
             self._bias_series.add(series)
             self._bias.labels(*series).set(event.bias_after)
+
+    def _on_reranked(self, event: Reranked) -> None:
+        self._reranked.inc(event.count)
 
 
 class _Dropped(Collector):
