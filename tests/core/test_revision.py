@@ -106,18 +106,21 @@ def test_small_moves_count_once_they_add_up_to_a_tenth() -> None:
     assert ["a"] == due(made)
 
 
-@pytest.mark.parametrize("nonsense", [nan, 0.0, -1.0])
-def test_a_correction_that_is_none_moves_nothing(nonsense: float) -> None:
+@pytest.mark.parametrize("nonsense", [nan, inf, 0.0, -1.0])
+def test_a_correction_that_is_none_moves_nothing_and_hides_no_later_move(nonsense: float) -> None:
     made = revisions("a")
     moved(made, 1.0, nonsense)
     moved(made, nonsense, 1.0)
     assert [] == due(made)
-
-
-def test_an_endless_correction_is_a_move_like_others() -> None:
-    made = revisions("a")
-    moved(made, 1.0, inf)
+    moved(made)
     assert ["a"] == due(made)
+
+
+def test_that_two_requests_of_a_kind_are_corrected_differently_is_no_move() -> None:
+    made = revisions("a")
+    for bias in (1.0, 3.0, 0.2):
+        moved(made, bias, 1.01 * bias)
+    assert [] == due(made)
 
 
 def test_whoever_left_is_not_due_and_is_returned_as_it_last_stood() -> None:

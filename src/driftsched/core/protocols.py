@@ -69,7 +69,7 @@ class Estimator(Protocol):
     def bias(self, request: Request) -> float:
         """Factor by which feedback now corrects the uncorrected prediction for such a request; 1 is none.
 
-        It should depend on model and category alone: when it moves, those of the same two that wait are revised.
+        When an answer moves it, those of the same model and category that wait are revised.
         """
         ...
 

@@ -9,7 +9,7 @@ tells whether any is due, nobody has to be looked for, and nothing is copied. Ha
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 
 from driftsched.core.model import Load, Request, Ticket
 
@@ -37,12 +37,12 @@ class Waiting:
 class _Group:
     """The waiting tickets of one model and category; their revisions never fall from first to last."""
 
-    __slots__ = ("bias", "is_due", "revision", "tickets")
+    __slots__ = ("is_due", "moved", "revision", "tickets")
 
     def __init__(self) -> None:
         self.tickets: OrderedDict[str, Waiting] = OrderedDict()
-        self.bias: float | None = None  # the correction of its revision; None until one is told
         self.revision = 0
+        self.moved = 0.0  # logarithm of what the correction is now to what it was when the revision went up
         self.is_due = False
 
     def take_due(self) -> Waiting | None:
@@ -98,13 +98,12 @@ class Revisions:
     def recalibrated(self, request: Request, before: float, after: float) -> None:
         """Feedback took the correction for requests like this one from `before` to `after`."""
         group = self._groups.get((request.model, request.category))
-        if group is None or after == group.bias:
+        if group is None:
             return
-        if group.bias is None:
-            group.bias = before
-        if _distance(group.bias, after) < self._min_move:
+        group.moved += _step(before, after)
+        if abs(group.moved) < self._min_move:
             return
-        group.bias = after
+        group.moved = 0.0
         group.revision += 1
         if not group.is_due:
             group.is_due = True
@@ -131,6 +130,12 @@ class Revisions:
                 yield waiting
 
 
-def _distance(before: float, after: float) -> float:
-    """Between two factors, as a logarithm; 0 if one of them is none, as that of a broken plug-in may be."""
-    return abs(log(after) - log(before)) if before > 0 and after > 0 else 0.0
+def _step(before: float, after: float) -> float:
+    """Logarithm of the ratio of two factors; 0 if one of them is none, as that of a broken plug-in may be.
+
+    Steps of one kind are added up, whatever requests they are told of: that a correction may also differ between
+    two requests of a kind does then not count as a move.
+    """
+    if before == after or not (0 < before < inf and 0 < after < inf):
+        return 0.0
+    return log(after) - log(before)
