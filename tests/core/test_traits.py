@@ -68,11 +68,11 @@ def test_the_system_prompt_without_its_changing_parts_is_in_the_template() -> No
     assert today != template_of("hi", "You help the staff of Ajax. Today is Monday, 2 March 2026, 10:15 AM.")
 
 
-def test_after_a_system_prompt_fewer_words_of_the_prompt_count() -> None:
-    rain, snow = "what does one do in heavy rain", "what does one do in heavy snow"
-    assert template_of(rain) != template_of(snow)
-    assert template_of(rain, "be kind") == template_of(snow, "be kind")
-    assert template_of(rain, "be kind") != template_of("name a town", "be kind")
+def test_the_first_four_words_count_with_a_system_prompt_and_without() -> None:
+    for system in ("", "be kind"):
+        assert template_of("what does one do in rain", system) == template_of("what does one do in snow", system)
+        assert template_of("what does one do", system) != template_of("what does one see", system)
+    assert template_of("what does one do") != template_of("what does one do", "be kind")
 
 
 def test_the_tools_are_in_the_template() -> None:

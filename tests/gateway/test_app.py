@@ -317,3 +317,25 @@ async def status_of(http: aiohttp.ClientSession, url: str, body: dict[str, Any] 
     async with http.request("POST" if body else "GET", url, json=body) as response:
         await response.read()
         return response.status
+
+
+async def test_a_conversation_is_one_session_of_its_tenant_in_every_turn(
+    house: House, http: aiohttp.ClientSession
+) -> None:
+    first = {"role": "user", "content": "hello there"}
+    later = [first, {"role": "assistant", "content": "good day"}, {"role": "user", "content": "what now"}]
+    for tenant, messages in (("ann", [first]), ("ann", later), ("bob", [first])):
+        async with http.post(house.url + CHAT, json={**chat(), "messages": messages, "user": tenant}) as response:
+            await response.read()
+    ann, ann_later, bob = (event.ticket.request.traits for event in house.of(Admitted))
+    assert (0, 0, 1, 8) == (ann.turn, ann.previous_bytes, ann_later.turn, ann_later.previous_bytes)
+    assert ann.session == ann_later.session != bob.session
+    assert ann.template == bob.template != ann_later.template
+
+
+async def test_a_header_names_the_session(house: House, http: aiohttp.ClientSession) -> None:
+    for text in ("hello", "something else"):
+        body = {**chat(), "messages": [{"role": "user", "content": text}]}
+        async with http.post(house.url + CHAT, json=body, headers={"x-session-id": "s1"}) as response:
+            await response.read()
+    assert 1 == len({event.ticket.request.traits.session for event in house.of(Admitted)})

@@ -1,11 +1,26 @@
+import json
+
 import msgspec
 import pytest
 
 from driftsched.core.model import Tier
+from driftsched.core.traits import read_traits
 from driftsched.gateway.errors import HttpError
-from driftsched.gateway.wire import CHAT, COMPLETIONS, PROMPT_HEAD_CHARS, Call, parse_call
+from driftsched.gateway.wire import (
+    CHAT,
+    COMPLETIONS,
+    MAX_PEEKED_BYTES,
+    PROMPT_HEAD_CHARS,
+    Call,
+    decode_body,
+    read_call,
+)
 
 HELLO = {"role": "user", "content": "hello"}
+
+
+def parse_call(endpoint: str, body: bytes) -> Call:
+    return read_call(decode_body(endpoint, body))
 
 
 def chat_call(*messages: object, **fields: object) -> Call:
@@ -34,8 +49,8 @@ def test_the_smallest_chat_call_is_understood() -> None:
         prompt="hello",
         prompt_bytes=5,
         max_tokens=None,
-        user=None,
         asked_tier=None,
+        traits=read_traits([("user", "hello")]),
     )
     assert expected == chat_call()
 
@@ -228,3 +243,95 @@ def test_a_whole_surrogate_pair_is_one_character() -> None:
         parse_call(COMPLETIONS, body).prompt,
         parse_call(COMPLETIONS, body).prompt_bytes,
     )
+
+
+def test_the_caller_is_told_from_the_field_user() -> None:
+    assert "ann" == decode_body(CHAT, msgspec.json.encode({"model": "m", "messages": [HELLO], "user": "ann"})).user
+
+
+def test_the_traits_of_a_chat_are_read_from_all_its_messages() -> None:
+    traits = chat_call(
+        {"role": "system", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": "brief"}]},
+        HELLO,
+        {"role": "assistant", "content": "hi, what is it?"},
+        {"role": "user", "content": "count the words"},
+        tools=[{"type": "function", "function": {"name": "count"}}],
+        n=2,
+        stop=["."],
+        response_format={"type": "json_object"},
+    ).traits
+    expected = read_traits(
+        [("system", "be brief"), ("user", "hello"), ("assistant", "hi, what is it?"), ("user", "count the words")],
+        tools=['{"type":"function","function":{"name":"count"}}'],
+        choices=2,
+        stops=True,
+        structured=True,
+    )
+    assert expected == traits
+
+
+def test_the_traits_of_a_completion_are_those_of_its_prompt() -> None:
+    assert read_traits([("user", "tell me")], choices=3) == completion_call("tell me", n=3).traits
+    assert "" == completion_call([1, 2, 3]).traits.template
+
+
+def session_of(*, header: str = "", tenant: str = "", **fields: object) -> str:
+    body = msgspec.json.encode({"model": "m", "messages": [HELLO], **fields})
+    return read_call(decode_body(CHAT, body), tenant=tenant, session=header).traits.session
+
+
+def test_a_session_is_named_by_a_header_by_the_metadata_or_by_the_cache_key_in_this_order() -> None:
+    expected = read_traits([("user", "hello")], session="a").session
+    assert expected == session_of(metadata={"session_id": "a"})
+    assert expected == session_of(prompt_cache_key="a")
+    assert expected == session_of(metadata={"session_id": "a", "x": 1}, prompt_cache_key="b")
+    assert expected == session_of(header="a", metadata={"session_id": "c"})
+
+
+def test_a_session_is_the_tenants_own() -> None:
+    assert session_of(tenant="ann", prompt_cache_key="1") != session_of(tenant="bob", prompt_cache_key="1")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        {"structured_outputs": {"choice": ["yes", "no"]}},
+        {"guided_json": {"type": "object"}},
+        {"guided_regex": "a|b"},
+        {"guided_choice": ["a", "b"]},
+        {"guided_grammar": "root ::= x"},
+        {"json_schema": {"type": "object"}},
+        {"regex": "a|b"},
+        {"ebnf": "root ::= x"},
+        {"grammar": "root ::= x"},
+    ],
+)
+def test_an_answer_bound_to_a_form_is_structured(field: dict[str, object]) -> None:
+    assert chat_call(**field).traits.structured
+
+
+@pytest.mark.parametrize("empty", [None, [], {}, ""])
+def test_what_is_empty_asks_for_nothing(empty: object) -> None:
+    fields = ("tools", "n", "stop", "response_format", "guided_json", "structured_outputs", "metadata")
+    plain = chat_call().traits
+    assert plain == chat_call(**dict.fromkeys(fields, empty), prompt_cache_key=empty).traits
+    assert plain == chat_call(response_format={"type": "text"}).traits
+
+
+@pytest.mark.parametrize(
+    "odd", [5, -1, True, "x", [1, "y"], {"type": 5, "session_id": 7}, 1e300, 10**400, "x" * 99]
+)
+@pytest.mark.parametrize("field", ["tools", "n", "response_format", "metadata", "prompt_cache_key", "stop"])
+def test_a_hint_of_an_unknown_form_is_left_for_the_engine_to_judge(field: str, odd: object) -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"hello"}],"%b":%b}' % (field.encode(), as_json(odd))
+    assert 1 <= parse_call(CHAT, body).traits.choices
+
+
+def as_json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def test_hints_of_absurd_size_are_not_looked_into() -> None:
+    assert 0 == chat_call(tools=[1] * MAX_PEEKED_BYTES).traits.tools
+    assert 3 == chat_call(tools=[1] * 3).traits.tools

@@ -16,13 +16,16 @@ MAX_OPENING = 64
 MAX_RECENT = 256
 """So many first and so many last messages are looked at; a conversation with more has no more turns."""
 
-HEAD_WORDS = 8
-"""First words of the prompt that are part of its template, where there is no system prompt, and ..."""
-HEAD_WORDS_AFTER_SYSTEM = 4
-"""... where there is one: it names the program already, and the fewer words, the more often a template recurs."""
+HEAD_WORDS = 4
+"""First words of the prompt that are part of its template: a verb and its object.
+
+Of 3,559 prompts made from templates (GPTeacher's) 87 % begin with four words that came before, and a running mean
+keyed by those has a third less error in log length than one mean for all; with eight words it is 49 %, and a fifth.
+On prompts that people wrote (AlpacaEval, Arena-Hard) neither number matters much.
+"""
 
 MAX_HEAD_CHARS = 160
-MAX_SYSTEM_CHARS = 1024
+MAX_SYSTEM_CHARS = 512
 MAX_TOOLS = 64
 MAX_TOOL_CHARS = 256
 MAX_EXACT_CHARS = 1024
@@ -64,12 +67,8 @@ def read_traits(
     estimated from that many.
     """
     opening, first, last, previous, turn = _parts(relevant(messages))
-    system = (
-        _system_words(" ".join([text[:MAX_SYSTEM_CHARS] for text in opening])[:MAX_SYSTEM_CHARS])
-        if opening
-        else b""
-    )
-    head = _head(last, HEAD_WORDS_AFTER_SYSTEM if system else HEAD_WORDS)
+    system = _system_words(" ".join([text[:MAX_SYSTEM_CHARS] for text in opening])) if opening else b""
+    head = _head(last)
     offered = [_encoded(tool[:MAX_TOOL_CHARS]) for tool in tools[:MAX_TOOLS]]
     named = (b"named", *_exact(session)) if session else ()
     opened = (b"opened", system, *_exact(first)) if first else ()
@@ -115,7 +114,7 @@ def _parts(messages: Iterable[tuple[str, str]]) -> tuple[list[str], str, str, st
     return opening, first, last if asked else text, previous, turn
 
 
-def _head(prompt: str, num_words: int) -> bytes:
+def _head(prompt: str) -> bytes:
     """The first words of a prompt, up to where its data begins."""
     start = prompt[:MAX_HEAD_CHARS].replace("\r", " ").replace("\uff1a", ": ")  # the colon of East Asia
     if '"' in start or "\u201c" in start or "\u00ab" in start:
@@ -126,14 +125,18 @@ def _head(prompt: str, num_words: int) -> bytes:
         words += _words(instruction)
         if (colon and words) or len(words) >= _FEW_WORDS:
             break
-    return b" ".join(words[:num_words])
+    return b" ".join(words[:HEAD_WORDS])
 
 
 _QUOTED = re.compile('["\u201c\u00ab][^"\u201d\u00bb]*["\u201d\u00bb]?')
 
 
-@lru_cache(maxsize=1024)  # most system prompts are one of a few, and the longest text to be split into words
 def _system_words(text: str) -> bytes:
+    return _cached_words(text[:MAX_SYSTEM_CHARS])
+
+
+@lru_cache(maxsize=1024)  # most calls have one of a few system prompts, and it is the longest text to be split
+def _cached_words(text: str) -> bytes:
     return b" ".join(_words(text))
 
 
@@ -143,8 +146,8 @@ def _words(text: str) -> list[bytes]:
     Bytes that are not ASCII are folded into letters, and every character of Chinese, Japanese or Korean is a word:
     these words are for digests, and nobody reads them.
     """
-    words = _encoded(text).translate(_FOLDED, _DELETED).split()
-    return [word for word in words if word.isalpha() and word not in _CALENDAR]
+    words = list(filter(bytes.isalpha, _encoded(text).translate(_FOLDED, _DELETED).split()))
+    return words if _CALENDAR.isdisjoint(words) else [word for word in words if word not in _CALENDAR]
 
 
 _DELETED = b".,;:-_'`*?!=&%#+~"

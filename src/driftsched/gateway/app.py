@@ -29,13 +29,14 @@ from driftsched.gateway.errors import (
     stopping,
 )
 from driftsched.gateway.tenants import effective_tier
-from driftsched.gateway.wire import CHAT, COMPLETIONS, Call, parse_call
+from driftsched.gateway.wire import CHAT, COMPLETIONS, Call, decode_body, read_call
 
 _logger = logging.getLogger(__name__)
 
 MAX_REQUEST_ID_BYTES = 128
 
 _FORWARDED = (b"traceparent", b"tracestate")  # what of a client's headers an engine gets to see
+_SESSION = b"x-session-id"
 _CLOSE = (("connection", "close"),)  # the rest of the body is not worth reading
 
 
@@ -154,8 +155,7 @@ class Gateway:
         """One generation, from its body to its last byte. The client may leave at any point of it."""
         self._tenants.check(headers)  # before a byte of the body is read
         body = await self._read_body(headers, receive)
-        call = parse_call(endpoint, body)
-        request = self._request(endpoint, call, body, headers)
+        call, request = self._understand(endpoint, body, headers)
         answer = Answer(
             send,
             call,
@@ -203,9 +203,12 @@ class Gateway:
             _logger.exception("request %s failed", request.id)
             await answer.fail(internal())
 
-    def _request(self, endpoint: str, call: Call, body: bytes, headers: Headers) -> Request:
-        """What the scheduler needs to know. Raises `HttpError` 401 or 404."""
-        tenant = self._tenants.resolve(headers, call.user)
+    def _understand(self, endpoint: str, body: bytes, headers: Headers) -> tuple[Call, Request]:
+        """What the client wants, and what of it the scheduler needs to know. Raises `HttpError` 400, 401 or 404."""
+        fields = decode_body(endpoint, body)
+        tenant = self._tenants.resolve(headers, fields.user)
+        session = headers.get(_SESSION, b"").decode("latin-1")
+        call = read_call(fields, tenant=tenant.id, session=session)
         models = self._catalogue.models
         if models is not None and call.model not in models:
             raise HttpError(
@@ -214,6 +217,9 @@ class Gateway:
                 param="model",
                 code="model_not_found",
             )
+        return call, self._request(endpoint, call, tenant, body, headers)
+
+    def _request(self, endpoint: str, call: Call, tenant: Tenant, body: bytes, headers: Headers) -> Request:
         now = self._clock.now()
         request_id = self._next_id()
         forwarded = [(name.decode(), headers[name].decode("latin-1")) for name in _FORWARDED if name in headers]
@@ -226,6 +232,7 @@ class Gateway:
             prompt=call.prompt,
             prompt_bytes=call.prompt_bytes,
             max_tokens=call.max_tokens,
+            traits=call.traits,
             expires_at=now + self._max_queue_seconds,
             payload=Payload(
                 endpoint, body, call.stream, call.wants_usage, (*forwarded, ("x-request-id", request_id))

@@ -3,12 +3,14 @@
 The body itself travels on as raw bytes, so unknown fields reach the engine as they came.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import msgspec
 
-from driftsched.core.model import Tier
+from driftsched.core.model import Tier, Traits
+from driftsched.core.traits import read_traits, relevant
 from driftsched.gateway.errors import HttpError
 
 CHAT: Final = "/v1/chat/completions"
@@ -16,6 +18,12 @@ COMPLETIONS: Final = "/v1/completions"
 
 PROMPT_HEAD_CHARS = 4096
 """How much of the text that tells the kind of request is kept for classification."""
+
+MAX_PEEKED_BYTES = 1 << 18
+"""A field that only hints at the answer's length is looked into up to this size."""
+
+_T = TypeVar("_T")
+_O = TypeVar("_O")
 
 
 class _StreamOptions(msgspec.Struct):
@@ -33,8 +41,14 @@ class _Message(msgspec.Struct):
     content: str | list[_Part] | None = None
 
 
+_ABSENT: Final = msgspec.Raw()
+
+
 class _Body(msgspec.Struct):
-    """The fields of both endpoints that decide where a request goes and what it may cost."""
+    """The fields of both endpoints that decide where a request goes and what it may cost.
+
+    Fields left raw only hint at the answer's length: whatever they hold, it is for the engine to judge.
+    """
 
     model: str
     stream: bool | None = None
@@ -42,15 +56,39 @@ class _Body(msgspec.Struct):
     max_tokens: int | None = None
     user: str | None = None
     service_tier: str | None = None
+    prompt_cache_key: msgspec.Raw = _ABSENT
+    metadata: msgspec.Raw = _ABSENT
+    n: msgspec.Raw = _ABSENT
+    stop: msgspec.Raw = _ABSENT
+    response_format: msgspec.Raw = _ABSENT
+    # What vLLM, SGLang and llama.cpp call guided decoding
+    structured_outputs: msgspec.Raw = _ABSENT
+    guided_json: msgspec.Raw = _ABSENT
+    guided_regex: msgspec.Raw = _ABSENT
+    guided_choice: msgspec.Raw = _ABSENT
+    guided_grammar: msgspec.Raw = _ABSENT
+    json_schema: msgspec.Raw = _ABSENT
+    regex: msgspec.Raw = _ABSENT
+    ebnf: msgspec.Raw = _ABSENT
+    grammar: msgspec.Raw = _ABSENT
 
 
-class _ChatBody(_Body, kw_only=True):
+class ChatBody(_Body, kw_only=True):
     messages: list[_Message]
     max_completion_tokens: int | None = None
+    tools: msgspec.Raw = _ABSENT
 
 
-class _CompletionBody(_Body, kw_only=True):
+class CompletionBody(_Body, kw_only=True):
     prompt: str | list[str | int | list[int]]
+
+
+class _Format(msgspec.Struct):
+    type: str = "text"
+
+
+class _Metadata(msgspec.Struct):
+    session_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +103,9 @@ class Call:
     prompt_bytes: int
     """UTF-8 length of all the text."""
     max_tokens: int | None
-    user: str | None
     asked_tier: Tier | None
     """What `service_tier` asks for; None means the tenant's own."""
+    traits: Traits
 
 
 _ASKED_TIERS: dict[str, Tier | None] = {
@@ -80,40 +118,102 @@ _ASKED_TIERS: dict[str, Tier | None] = {
     "ultrafast": Tier.PREMIUM,
 }
 
-_decode_chat = msgspec.json.Decoder(_ChatBody).decode
-_decode_completion = msgspec.json.Decoder(_CompletionBody).decode
+_decode_chat = msgspec.json.Decoder(ChatBody).decode
+_decode_completion = msgspec.json.Decoder(CompletionBody).decode
+_decode_count = msgspec.json.Decoder(int).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_format = msgspec.json.Decoder(_Format).decode
+_decode_metadata = msgspec.json.Decoder(_Metadata).decode
 
 
-def parse_call(endpoint: str, body: bytes) -> Call:
-    """Read a call of one of the two endpoints. Raises `HttpError` 400 naming the field that is wrong."""
-    fields: Any
+def decode_body(endpoint: str, body: bytes) -> ChatBody | CompletionBody:
+    """Decode a call of one of the two endpoints. Raises `HttpError` 400 naming the field that is wrong."""
     try:
-        if endpoint == CHAT:
-            fields = _decode_chat(body)
-            prompt, prompt_bytes = _chat_text(fields.messages)
-            max_tokens = fields.max_completion_tokens or fields.max_tokens
-        else:
-            fields = _decode_completion(body)
-            prompt, prompt_bytes = _prompt_text(fields.prompt)
-            max_tokens = fields.max_tokens
+        return _decode_chat(body) if endpoint == CHAT else _decode_completion(body)
     except msgspec.ValidationError as error:
         raise _wrong_field(str(error)) from None
     except RecursionError:
         raise HttpError(400, "The body is nested too deeply.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HttpError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
+
+
+def read_call(body: ChatBody | CompletionBody, *, tenant: str = "", session: str = "") -> Call:
+    """Understand a call of the tenant with this id. `session` is what its headers call the conversation.
+
+    Raises `HttpError` 400 naming the field that is wrong.
+    """
+    if isinstance(body, ChatBody):
+        prompt, prompt_bytes = _chat_text(body.messages)
+        max_tokens = body.max_completion_tokens or body.max_tokens
+        said = [(message.role, _whole_text(message)) for message in relevant(body.messages)]
+        tools = [bytes(tool) for tool in _peek(_decode_list, body.tools, ())]
+    else:
+        prompt, prompt_bytes = _prompt_text(body.prompt)
+        max_tokens = body.max_tokens
+        said = [("user", prompt)]
+        tools = []
     return Call(
-        model=fields.model,
-        stream=bool(fields.stream),
-        wants_usage=bool(fields.stream_options and fields.stream_options.include_usage),
+        model=body.model,
+        stream=bool(body.stream),
+        wants_usage=bool(body.stream_options and body.stream_options.include_usage),
         prompt=prompt,
         prompt_bytes=prompt_bytes,
         max_tokens=max_tokens
         if max_tokens and max_tokens > 0
         else None,  # engines differ on 0 and -1: theirs to judge
-        user=fields.user,
-        asked_tier=_asked_tier(fields.service_tier),
+        asked_tier=_asked_tier(body.service_tier),
+        traits=read_traits(
+            said,
+            tenant=tenant,
+            session=session or _session(body),
+            tools=tools,
+            choices=max(1, _peek(_decode_count, body.n, 1)),
+            structured=_is_structured(body),
+            stops=_says_something(body.stop),
+        ),
     )
+
+
+def _session(body: _Body) -> str:
+    """What the body calls the conversation; empty if it does not."""
+    metadata = _peek(_decode_metadata, body.metadata, None)
+    return (metadata.session_id if metadata else "") or _peek(_decode_text, body.prompt_cache_key, "")
+
+
+def _is_structured(body: _Body) -> bool:
+    """Whether the answer must follow a schema or a grammar, JSON's or another."""
+    format = _peek(_decode_format, body.response_format, None)
+    if format and format.type != "text":
+        return True
+    guides = (
+        body.structured_outputs,
+        body.guided_json,
+        body.guided_regex,
+        body.guided_choice,
+        body.guided_grammar,
+        body.json_schema,
+        body.regex,
+        body.ebnf,
+        body.grammar,
+    )
+    return any(map(_says_something, guides))
+
+
+def _says_something(field: msgspec.Raw) -> bool:
+    """Whether a field is there, and neither null nor empty."""
+    return bool(field) and (len(field) > len("null") or bytes(field) not in (b"null", b"[]", b"{}", b'""'))
+
+
+def _peek(decode: Callable[[msgspec.Raw], _T], field: msgspec.Raw, otherwise: _O) -> _T | _O:
+    """What a field holds; `otherwise` if it is not there, too long to be worth the time, or of a wrong type."""
+    if not 0 < len(field) <= MAX_PEEKED_BYTES:
+        return otherwise
+    try:
+        return decode(field)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return otherwise
 
 
 def _asked_tier(service_tier: str | None) -> Tier | None:
@@ -143,6 +243,10 @@ def _texts(message: _Message) -> list[str]:
     if isinstance(message.content, str):
         return [message.content]
     return [part.text for part in message.content or () if part.text]
+
+
+def _whole_text(message: _Message) -> str:
+    return message.content if isinstance(message.content, str) else " ".join(_texts(message))
 
 
 def _prompt_text(prompt: str | list[str | int | list[int]]) -> tuple[str, int]:
