@@ -84,7 +84,7 @@ def _upstream(tools: Path) -> Iterator[None]:
 
 async def _measure(tools: Path, arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     serve = ["serve", "--engine", f"http://127.0.0.1:{UPSTREAM_PORT}", "--max-inflight", "64", "--port", "0"]
-    serve += ["--policy", arguments.policy, "--estimator", arguments.estimator]
+    serve += ["--no-state", "--policy", arguments.policy, "--estimator", arguments.estimator]
     os.sched_setaffinity(0, {int(GATEWAY_CORE)})  # inherited by the gateway
     results: dict[str, dict[str, list[float]]] = {case: {"direct": [], "driftsched": []} for case in CASES}
     async with running(*serve) as url:

@@ -1,8 +1,10 @@
 """The command line as a process of its own: what it prints, and how it ends."""
 
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -90,6 +92,7 @@ def test_serving_without_an_engine_says_how_to_name_one() -> None:
         (("--engine", "http://127.0.0.1:1", "--host", "0.0.0.0"), "allow_anonymous"),
         (("--engine", "http://127.0.0.1:1", "--host", "192.0.2.1", "--config", "nowhere.yaml"), "nowhere.yaml"),
         (("--engine", "http://127.0.0.1:1", "--engine", "http://127.0.0.1:1/v1"), "same name"),
+        (("--engine", "http://127.0.0.1:1", "--state", "state.sqlite", "--no-state"), "--no-state"),
     ],
 )
 def test_serving_with_a_wrong_setting_names_it(arguments: tuple[str, ...], named: str) -> None:
@@ -100,6 +103,15 @@ def test_a_missing_key_for_an_engine_is_named(tmp_path: Path) -> None:
     config = tmp_path / "driftsched.yaml"
     config.write_text("engines: [{url: 'http://127.0.0.1:1', api_key_env: DRIFTSCHED_TEST_NO_SUCH_KEY}]")
     assert "DRIFTSCHED_TEST_NO_SUCH_KEY" in complaint("serve", "--config", str(config))
+
+
+def test_a_database_that_is_not_for_states_is_named_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE customers (name)")
+    before = path.read_bytes()
+    assert str(path) in complaint("serve", "--engine", "http://127.0.0.1:1", "--port", "0", "--state", str(path))
+    assert before == path.read_bytes()
 
 
 def test_an_address_that_is_taken_is_named() -> None:

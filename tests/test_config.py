@@ -10,6 +10,7 @@ from driftsched.config import (
     JournalSettings,
     LimitSettings,
     Settings,
+    StateSettings,
     TenantSettings,
     hash_key,
     load_settings,
@@ -46,6 +47,7 @@ def test_everything_can_be_set_in_a_file(tmp_path: Path) -> None:
           max_wait_seconds: {{premium: 1, standard: 2.5, batch: 3}}
           drain_seconds: 5
         journal: {{path: journal.db, max_rows: 1000, max_bytes: 5000000, max_days: 7}}
+        state: {{path: learnt.sqlite, save_seconds: 5}}
         """,
     )
     settings.check()
@@ -55,6 +57,7 @@ def test_everything_can_be_set_in_a_file(tmp_path: Path) -> None:
     assert [(KEY, Tenant("alice", Tier.PREMIUM, 2.0))] == settings.key_digests()
     assert {Tier.PREMIUM: 1.0, Tier.STANDARD: 2.5, Tier.BATCH: 3.0} == settings.max_wait_by_tier()
     assert JournalSettings("journal.db", 1000, 5_000_000, 7.0) == settings.journal
+    assert StateSettings("learnt.sqlite", 5.0) == settings.state
 
 
 def test_an_empty_file_leaves_every_default(tmp_path: Path) -> None:
@@ -145,6 +148,10 @@ def limits(**values: Any) -> dict[str, Any]:
         (limits(drain_seconds=NAN), "limits.drain_seconds"),
         (limits(drain_seconds=INF), "limits.drain_seconds"),
         ({"journal": JournalSettings("")}, "journal.path"),
+        ({"state": StateSettings("")}, "state.path"),
+        ({"state": StateSettings(save_seconds=0)}, "state.save_seconds: .*0"),
+        ({"state": StateSettings(save_seconds=NAN)}, "state.save_seconds: .*nan"),
+        ({"state": StateSettings(save_seconds=INF)}, "state.save_seconds: .*inf"),
         ({"journal": JournalSettings("j", max_rows=0)}, "journal.max_rows: .*0"),
         ({"journal": JournalSettings("j", max_bytes=-1)}, "journal.max_bytes"),
         ({"journal": JournalSettings("j", max_days=NAN)}, "journal.max_days"),

@@ -164,7 +164,7 @@ async def test_a_journal_of_a_real_gateway_is_replayed_by_the_command(tmp_path: 
         running("mock", "--port", "0", "--slots", "4", "--speed", "5") as engine,
         running(
             *("serve", "--engine", engine, "--port", "0", "--max-inflight", "4", "--policy", "fifo"),
-            *("--journal", str(journal)),
+            *("--journal", str(journal), "--no-state"),
         ) as url,
     ):
         await load(url, requests=260, clients=8)

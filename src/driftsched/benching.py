@@ -222,6 +222,7 @@ def _settings(target: Target, policy: str, rows: Sequence[Row]) -> dict[str, Any
         "policy": {"name": policy},
         "estimator": {"name": target.estimator},
         "tenants": [{"id": tenant, "tier": tier} for tenant, tier in tiers.items()],
+        "state": {"path": None},  # every block starts knowing nothing
     }
 
 

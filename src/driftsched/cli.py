@@ -78,6 +78,13 @@ def serve(
         Path | None,
         typer.Option(help="SQLite file for lengths and times of every request, for `driftsched replay`. No text."),
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="SQLite file for what was learnt. Default: $XDG_STATE_HOME/driftsched/state.sqlite."),
+    ] = None,
+    no_state: Annotated[
+        bool, typer.Option("--no-state", help="Know nothing at the start, and keep nothing for the next one.")
+    ] = False,
 ) -> None:
     """Serve the OpenAI API in front of one or more engines.
 
@@ -111,6 +118,11 @@ def serve(
         changes["port"] = port
     if journal is not None:
         changes["journal"] = msgspec.structs.replace(settings.journal, path=str(journal))
+    if state is not None and no_state:
+        raise ConfigError("--state and --no-state contradict each other: give one of them")
+    if state is not None or no_state:
+        path = None if state is None else str(state)
+        changes["state"] = msgspec.structs.replace(settings.state, path=path)
     serving.serve(msgspec.structs.replace(settings, **changes))
 
 

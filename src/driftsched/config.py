@@ -1,5 +1,6 @@
 """Settings: YAML into frozen structs. What is unknown or wrong is refused, with the path of the field."""
 
+import os
 from hashlib import sha256
 from ipaddress import ip_address
 from math import inf, isfinite
@@ -83,6 +84,27 @@ class JournalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_days: float = 30.0
 
 
+class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was learnt, kept over a restart; `path: null` keeps nothing."""
+
+    path: str | None = "$XDG_STATE_HOME/driftsched/state.sqlite"
+    save_seconds: float = 60.0
+    """Between two saves: what a kill loses at most."""
+
+    def file(self) -> Path | None:
+        """The path with `~` and a leading `$XDG_STATE_HOME` replaced. Raises `RuntimeError` if there is no home.
+
+        Source: XDG Base Directory Specification 0.8. The variable counts if it is an absolute path.
+        """
+        if self.path is None:
+            return None
+        first, _, rest = self.path.partition("/")
+        if first != "$XDG_STATE_HOME":
+            return Path(self.path).expanduser()
+        told = Path(os.environ.get("XDG_STATE_HOME", ""))
+        return (told if told.is_absolute() else Path("~/.local/state").expanduser()) / rest
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything `driftsched serve` can be told."""
 
@@ -97,6 +119,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Serve callers without a key although others than this machine can connect."""
     limits: LimitSettings = LimitSettings()
     journal: JournalSettings = JournalSettings()
+    state: StateSettings = StateSettings()
 
     @property
     def on_loopback(self) -> bool:
@@ -135,6 +158,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_tenants(self.tenants)
         _check_limits(self.limits)
         _check_journal(self.journal)
+        _check_state(self.state)
         if not (self.on_loopback or self.keyed or self.allow_anonymous):
             raise ConfigError(
                 f"host: {self.host} can be reached by others, but no tenant has a key. Give tenants keys_sha256, "
@@ -214,6 +238,13 @@ def _check_journal(journal: JournalSettings) -> None:
     for name in ("max_rows", "max_bytes", "max_days"):
         if not getattr(journal, name) > 0:
             raise ConfigError(f"journal.{name}: must be greater than 0, not {getattr(journal, name)}")
+
+
+def _check_state(state: StateSettings) -> None:
+    if state.path == "":
+        raise ConfigError("state.path: must name a file, or be null")
+    if not 0 < state.save_seconds < inf:
+        raise ConfigError(f"state.save_seconds: must be a number greater than 0, not {state.save_seconds}")
 
 
 def _check_tier(where: str, label: str) -> None:

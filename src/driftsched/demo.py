@@ -168,6 +168,7 @@ async def _gateway(scene: Scene, arm: Arm) -> AsyncIterator[str]:
             "policy": {"name": arm.policy},
             "estimator": {"name": arm.estimator},
             "tenants": [{"id": name, "tier": tier.label} for name, tier in TENANTS.items()],
+            "state": {"path": None},  # every policy starts knowing nothing
         }
         with tempfile.NamedTemporaryFile("w", prefix="driftsched-", suffix=".yaml") as file:
             yaml.safe_dump(settings, file)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
@@ -32,6 +33,9 @@ from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.prometheus import PrometheusListener
+from driftsched.telemetry.state import StateKeeper, StateStore
+
+_logger = logging.getLogger(__name__)
 
 GC_THRESHOLD = 20_000
 """Objects made, less those freed, between two looks of the collector: a request makes hundreds and no cycles, and
@@ -47,18 +51,24 @@ def build_gateway(
     queue: MemoryQueue,
     catalogue: Readiness,
     journal: Journal | None = None,
+    state: StateKeeper | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
 
-    Whoever made `journal` closes it, once the gateway has come to rest.
+    Whoever made `journal` and `state` closes them, once the gateway has come to rest, and starts `state` before.
     """
     policy, estimator, counter = settings.policy, settings.estimator, settings.token_counter
+    made_estimator = create_estimator(estimator.name, **estimator.options)
+    made_counter = create_counter(counter.name, **counter.options)
+    if state is not None:
+        state.keep(f"estimator {estimator.name}", made_estimator)
+        state.keep(f"token_counter {counter.name}", made_counter)
     metrics = PrometheusListener(policy=policy.name, estimator=estimator.name, version=__version__)
     scheduler = Scheduler(
         policy=create_policy(policy.name, **policy.options),
-        estimator=create_estimator(estimator.name, **estimator.options),
-        describer=PromptDescriber(KeywordClassifier(), create_counter(counter.name, **counter.options)),
+        estimator=made_estimator,
+        describer=PromptDescriber(KeywordClassifier(), made_counter),
         queue=queue,
         bounds=settings.limits.bounds(),
         max_wait_seconds=settings.max_wait_by_tier(),
@@ -94,6 +104,16 @@ def open_journal(settings: Settings) -> Journal | None:
     )
 
 
+def open_state(settings: Settings) -> StateKeeper | None:
+    """What keeps the state that `settings` asks for; to be started and closed."""
+    try:
+        path = settings.state.file()
+    except RuntimeError:
+        _logger.warning("state: there is no home directory to keep it in: set state.path, or null for none")
+        return None
+    return StateKeeper(StateStore(path), save_seconds=settings.state.save_seconds) if path else None
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then let what was admitted finish. Raises `ConfigError`."""
     settings.check()
@@ -117,10 +137,15 @@ async def _serve(settings: Settings) -> None:
 
     catalogue = Catalogue(engines, on_slots=use_slots)
     journal = None
+    state = open_state(settings)
     try:
         journal = open_journal(settings)
-        gateway = build_gateway(settings, engine=pool, queue=queue, catalogue=catalogue, journal=journal)
+        gateway = build_gateway(
+            settings, engine=pool, queue=queue, catalogue=catalogue, journal=journal, state=state
+        )
         with closing(listen(settings.host, settings.port)) as listener:
+            if state is not None:
+                state.start()
             await catalogue.start()
             gc.set_threshold(GC_THRESHOLD)
             gc.collect()
@@ -131,6 +156,8 @@ async def _serve(settings: Settings) -> None:
         await pool.close()
         if journal is not None:
             journal.close()
+        if state is not None:
+            state.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -81,7 +81,7 @@ async def stack(folder: Path) -> AsyncIterator[Stack]:
         path = folder / "driftsched.yaml"
         path.write_text(yaml.safe_dump(settings))
         async with (
-            running("serve", "--config", str(path), "--port", "0") as url,
+            running("serve", "--no-state", "--config", str(path), "--port", "0") as url,
             aiohttp.ClientSession() as http,
             AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120) as client,
         ):

@@ -1,10 +1,8 @@
 """A gateway that is told to stop, as a process of its own."""
 
 import asyncio
-import re
 import signal
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,11 +10,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from support.processes import running
 from support.servers import chat, until
 
 pytestmark = pytest.mark.e2e
 
-LISTENS = re.compile(rb" listens on (http://\S+)")
 LONG = {"max_tokens": 400, "ignore_eos": True}
 
 
@@ -25,31 +23,9 @@ async def running_pair(speed: str) -> AsyncIterator[tuple[Process, str]]:
     """A gateway in front of a simulated engine, of which it uses one slot; the gateway's process and URL."""
     async with (
         running("mock", "--slots", "1", "--speed", speed) as (_, engine_url),
-        running("serve", "--max-inflight", "1", "--engine", engine_url) as gateway,
+        running("serve", "--no-state", "--max-inflight", "1", "--engine", engine_url) as gateway,
     ):
         yield gateway
-
-
-@asynccontextmanager
-async def running(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
-    """`driftsched ARGUMENTS` as a process, and its URL."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "driftsched", *arguments, "--port", "0", stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
-    )
-    assert process.stderr is not None
-    try:
-        async for line in process.stderr:
-            if match := LISTENS.search(line):
-                break
-        else:
-            raise AssertionError(f"driftsched {arguments} ended before it listened")
-        draining = asyncio.create_task(process.stderr.read())
-        yield process, match[1].decode()
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-    await draining
 
 
 async def text_of(http: aiohttp.ClientSession, url: str, **fields: object) -> tuple[int, str]:
@@ -107,7 +83,7 @@ async def test_whoever_cannot_be_answered_in_time_is_told(http: aiohttp.ClientSe
     config = tmp_path / "driftsched.yaml"
     async with running("mock", "--slots", "1", "--speed", "0.1") as (_, engine_url):
         config.write_text(f"engines: [{{url: '{engine_url}', max_inflight: 1}}]\nlimits: {{drain_seconds: 0.5}}\n")
-        async with running("serve", "--config", str(config)) as (gateway, url):
+        async with running("serve", "--no-state", "--config", str(config)) as (gateway, url):
             calls = [asyncio.create_task(text_of(http, url, stream=False, **LONG)) for _ in range(3)]
             await saturated(http, url, waiting=2)
             gateway.send_signal(signal.SIGTERM)

@@ -15,7 +15,13 @@ ROUNDING = 1e-9
 
 def is_keepable(name: str) -> bool:
     """Whether a key can be part of a state: short, and text that UTF-8 can hold."""
-    return len(name) <= MAX_NAME_CHARS and not any("\ud800" <= char <= "\udfff" for char in name)
+    if len(name) > MAX_NAME_CHARS:
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def make_state(version: int, rows: Iterable[Sequence[object]]) -> dict[str, object]:
