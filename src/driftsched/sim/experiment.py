@@ -1,15 +1,17 @@
 """`driftsched simulate`: a workload x policies x estimators x seeds, every policy on the very same requests."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from driftsched.core.errors import ConfigError
-from driftsched.core.model import Request, Tenant, Usage
+from driftsched.core.model import NO_TRAITS, Request, Tenant, Traits, Usage
 from driftsched.core.protocols import Estimator, Policy, Queue
 from driftsched.core.scheduler import Scheduler
+from driftsched.core.traits import read_traits
 from driftsched.engines.model import BatchModel, Mode
 from driftsched.engines.presets import Hardware
 from driftsched.sim.driver import Arrival, simulate
@@ -23,6 +25,10 @@ Executor = Literal["processes", "ray"]
 
 ORACLE = "oracle"
 """The estimator that knows true lengths: only a simulation can build it."""
+
+
+Turns = Counter[str]
+"""By session: how many of its requests have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +154,9 @@ def run_case(rows: Sequence[Row], case: Case, seed: int, parts: Parts) -> Record
     engine = machine.engine()
     now = 0.0
     number = 0
+    turns: Turns = Counter()
     for part in segments(rows):
-        now = simulate(_arrivals(part, number, now), scheduler, engine)
+        now = simulate(_arrivals(part, number, now, turns), scheduler, engine)
         number += len(part)
     recording = recorder.recording()
     if problem := unaccounted(recording, submitted=len(rows)):
@@ -196,7 +203,20 @@ def _estimator(name: str, rows: Sequence[Row], parts: Parts) -> Estimator:
     return parts.create_estimator(name)
 
 
-def _arrivals(rows: Iterable[Row], first_number: int, start: float) -> Iterator[Arrival]:
+def traits_of(row: Row, turns: Turns) -> Traits:
+    """What a gateway would see of the call's form. Counts the row in `turns`, which holds those before it.
+
+    The length of the last answer is left out: the trace knows it even where the simulated engine is still at it.
+    """
+    if row.session is None:
+        return read_traits([("user", row.prompt)]) if row.prompt else NO_TRAITS
+    traits = read_traits([("user", row.prompt)], tenant=row.tenant, session=row.session)
+    turn = turns[traits.session]
+    turns[traits.session] += 1
+    return replace(traits, turn=turn) if turn else traits
+
+
+def _arrivals(rows: Iterable[Row], first_number: int, start: float, turns: Turns) -> Iterator[Arrival]:
     """Requests named by their place in the trace, `start` seconds later than it says."""
     tenants: dict[tuple[str, int], Tenant] = {}
     for number, row in enumerate(rows, first_number):
@@ -213,6 +233,7 @@ def _arrivals(rows: Iterable[Row], first_number: int, start: float) -> Iterator[
             prompt_tokens=row.prompt_tokens,
             category=row.category,
             max_tokens=row.max_tokens,
+            traits=traits_of(row, turns),
         )
         yield Arrival(request, row.completion_tokens, row.finish_reason)
 
