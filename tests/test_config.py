@@ -178,6 +178,29 @@ def test_a_plain_key_in_the_settings_is_not_repeated_in_the_complaint() -> None:
     assert "sk-plain" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "told", "file"),
+    [
+        (StateSettings().path, "/var/state", "/var/state/driftsched/state.sqlite"),
+        (StateSettings().path, "", "/home/op/.local/state/driftsched/state.sqlite"),
+        (StateSettings().path, "not/absolute", "/home/op/.local/state/driftsched/state.sqlite"),
+        ("~/learnt.sqlite", "/var/state", "/home/op/learnt.sqlite"),
+        ("/srv/$XDG_STATE_HOME", "/var/state", "/srv/$XDG_STATE_HOME"),
+        ("learnt.sqlite", "/var/state", "learnt.sqlite"),
+    ],
+)
+def test_the_state_is_kept_where_the_path_says(
+    path: str, told: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/op")
+    monkeypatch.setenv("XDG_STATE_HOME", told)
+    assert Path(file) == StateSettings(path).file()
+
+
+def test_without_a_path_no_state_is_kept(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "state: {path: null}").state.file() is None
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_loopback_needs_no_keys(host: str) -> None:
     Settings(engines=ENGINES, host=host).check()

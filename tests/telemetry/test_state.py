@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -198,6 +199,19 @@ def test_a_file_that_holds_no_state_is_set_aside(
         assert {"a": state(number)} == load_at(path)
         path.unlink()
     assert ["set aside"] * 2 == [line[line.index("set aside") :][:9] for line in lines(caplog)]
+
+
+def test_what_is_set_aside_has_its_log_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with closing(connect_to(tmp_path / "open.db")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE states (name, state)")
+        for suffix in ("", "-wal"):  # as a kill would leave them
+            shutil.copy(tmp_path / f"open.db{suffix}", f"{path}{suffix}")
+    with store_at(path) as store:
+        store.set_aside("of a test")
+    with closing(sqlite3.connect(f"{path}.bad-1")) as connection:
+        assert [] == connection.execute("SELECT * FROM states").fetchall()
 
 
 def test_a_file_that_is_damaged_meanwhile_is_set_aside_when_it_is_saved_to(tmp_path: Path) -> None:
