@@ -12,6 +12,7 @@ from driftsched.estimators.categories import base_tokens, input_factor
 from driftsched.estimators.drift import Cusum
 from driftsched.estimators.linear import Ridge, Words
 from driftsched.estimators.nodes import Level, Window
+from driftsched.estimators.pretrained import load
 from driftsched.estimators.quantiles import LEVELS, TARGETS, Conformal, Profile
 from driftsched.estimators.recent import Recent
 from driftsched.estimators.text import NUM_DENSE, TABLE_BITS, Reading, read
@@ -25,7 +26,7 @@ STRENGTH: Final = 6.0
 """Observations that a node's parent counts for."""
 
 EXPERTS: Final = ("model", "figures", "words", "session", "template", "tenant", "tenant_size", "size")
-"""What is added, weighted, to the level of model, category and tenant."""
+"""What is added, weighted, to the level of model, category and tenant; last, where there is one, `pretrained`."""
 
 CANDIDATES: Final = ("blend", "level", "tenant", "tenant_size", "size", "sizes")
 """What the gate chooses among: the blend of all experts, and plain statistics that it must not lose to."""
@@ -137,6 +138,7 @@ _NO_LEVEL = Level()
 
 _START_WEIGHTS: Final[Vector] = np.array([0.0, 0.8, 0.5, 0.5, 0.3, 0.1, 0.1, 0.1])
 """Of `EXPERTS`. A hint at what to expect, worth a few answers."""
+_START_PRETRAINED: Final = 0.5
 
 _ADVANTAGE: Final[Vector] = np.array([0.95, 1.0, 1.0, 1.0, 1.0, 1.0])
 """Of `CANDIDATES`: the blend is left only for what is clearly better."""
@@ -172,8 +174,11 @@ class Adaptive:
     redistribution of censored mass of Efron (1967); exponentially weighted forecasters, Cesa-Bianchi and Lugosi (2006).
     """
 
-    def __init__(self, max_tenants: int = 100_000) -> None:
-        """`max_tenants`: pairs of model and tenant remembered, >= 1; about 700 bytes each."""
+    def __init__(self, max_tenants: int = 100_000, pretrained: str = "") -> None:
+        """`max_tenants`: pairs of model and tenant remembered, >= 1; about 700 bytes each.
+
+        `pretrained`: file of a scorer that `driftsched train` made, one more expert; none if empty.
+        """
         if max_tenants < 1:
             raise ValueError(f"max_tenants must be at least 1, but is {max_tenants}")
         few = max(1, min(max_tenants, 20_000))
@@ -189,7 +194,9 @@ class Adaptive:
         self._sizes: Recent[tuple[str, int], Window] = Recent(Window, few)
         self._figures = Ridge(np.zeros(NUM_DENSE), penalty=10.0)
         self._words = Words(1 << TABLE_BITS, step=0.3)
-        self._blend = Ridge(_START_WEIGHTS, penalty=5.0, memory=0.9995)
+        self._scorer = load(pretrained) if pretrained else None
+        start = np.append(_START_WEIGHTS, _START_PRETRAINED) if self._scorer else _START_WEIGHTS
+        self._blend = Ridge(start, penalty=5.0, memory=0.9995)
 
     def predict(self, request: Request) -> Estimate:
         """The point is the median; no figure exceeds `max_tokens`."""
@@ -285,6 +292,8 @@ class Adaptive:
                 size - level,
             )
         )
+        if self._scorer:
+            experts = np.append(experts, _clip(self._scorer.score(reading.dense), 1.5))
         blend = level + self._blend.predict(experts) + kind.bias
         sizes = (lately_size + size) / 2
         candidates = np.array((blend + family.offset, level, lately, lately_size, size, sizes))

@@ -89,7 +89,20 @@ _GROUPS: Sequence[frozenset[bytes]] = [
     )
 ]
 
-NUM_DENSE = 27 + len(_GROUPS) + len(CATEGORIES) + 1
+FIGURES: tuple[str, ...] = (
+    "one", "prompt tokens", "prompt tokens above 20", "prompt tokens above 150", "prompt tokens above 1100",
+    "prompt tokens above 8100", "max_tokens given", "max_tokens", "choices", "stops", "structured", "tools", "turn",
+    "previous answer known", "previous answer", "system bytes", "prompt chars", "bytes beyond chars",
+    "question marks", "ends with a question mark", "lines", "code", "braces and semicolons", "quotation marks",
+    "commas", "length asked for", "asked length",
+    *(f"words {b' '.join(sorted(group)).decode()}" for group in _GROUPS),
+    *(f"category {category}" for category in CATEGORIES),
+    "starts like a question",
+)  # fmt: skip
+"""What each place of `Reading.dense` holds. Change a name when its figure changes: what was trained on the old one
+must not be used with the new one."""
+
+NUM_DENSE = len(FIGURES)
 
 
 class Reading(NamedTuple):
