@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from driftsched import evaluating
 from driftsched.cli import app
 from driftsched.core.errors import ConfigError
+from driftsched.evaluation.drift import Drift
 from driftsched.evaluation.rows import Row
 
 ROWS = [
@@ -60,6 +61,34 @@ def test_answers_that_were_cut_are_counted_apart() -> None:
 def test_an_estimator_can_be_given_options() -> None:
     found = evaluating.evaluate(ROWS, ["ema:alpha=0.5,feedback=false", "ema"])["estimators"]
     assert found["ema:alpha=0.5,feedback=false"]["mae"] != found["ema"]["mae"]
+
+
+def test_frozen_estimators_have_learnt_the_warm_up_and_nothing_else() -> None:
+    rows = [Row(50) for _ in range(100)] + [Row(500) for _ in range(300)]
+    found = evaluating.evaluate(rows, ["median", "oracle"], warmup=100, ablation=True)["estimators"]
+    assert ["median", "median (frozen)", "oracle"] == list(found)
+    assert 450 == found["median (frozen)"]["mae"] > found["median"]["mae"]
+    off = evaluating.evaluate(rows, ["median"], ablation=True)["estimators"]["median (frozen)"]
+    static = evaluating.evaluate(rows, ["static"])["estimators"]["static"]
+    assert static["mae"] == off["mae"]
+
+
+def test_a_drift_is_followed_by_who_learns() -> None:
+    rows = [Row(64 + number % 5) for number in range(600)]
+    document = evaluating.evaluate(rows, ["static", "calibrated"], warmup=100, drifts=[Drift(0.5, 2.0)])
+    (static,), (calibrated,) = (document["estimators"][name]["drift"] for name in ("static", "calibrated"))
+    assert (None, "0.5:2") == (static["recovered_after"], static["drift"])
+    assert calibrated["after"] < 0.2 < calibrated["first"]
+    assert document["drifts"] == ["0.5:2"]
+
+
+def test_a_page_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    data, page = tmp_path / "data.csv", tmp_path / "page.html"
+    data.write_text("completion_tokens\n" + "5\n9\n" * 30)
+    run = CliRunner().invoke(app, ["evaluate", str(data), "--estimator", "median", "--html", str(page)])
+    assert (0, "median\n") == (run.exit_code, run.stderr)
+    assert page.read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,19 @@ def evaluate(
         float, typer.Option(min=0, help="An answer takes so long per token: its length is learnt when it ends.")
     ] = 0.03,
     first_token_seconds: Annotated[float, typer.Option(min=0.001, help="And so long until its first token.")] = 0.2,
+    drift: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="AT:FACTOR[:CATEGORY|:model=NAME]: from that share of the rows on lengths change. May be repeated."
+        ),
+    ] = None,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Each estimator also with its feedback frozen after the warm-up.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="File for the results.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="File for a page with plots of calibration and of error over time.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
 ) -> None:
     """Judge estimators on recorded requests: each predicted when it comes, learnt when it would have finished.
@@ -31,11 +43,14 @@ def evaluate(
     tenant, session, arrived_at. Prints errors in tokens, order (Kendall tau), quantiles and their coverage, and the
     cost of each call.
 
-    **Example**
+    **Examples**
 
         driftsched evaluate requests.jsonl.gz --warmup 500 --json scores.json
+
+        driftsched evaluate requests.jsonl.gz --estimator median --estimator adaptive --drift 0.5:1.6:summary
     """
     from driftsched import evaluating
+    from driftsched.evaluation.drift import parse_drift
     from driftsched.evaluation.stream import Pace
 
     evaluating.run_evaluate(
@@ -43,6 +58,9 @@ def evaluate(
         estimator,
         warmup=warmup,
         pace=Pace(first_token_seconds, seconds_per_token, inflight),
+        drifts=[parse_drift(text) for text in drift or []],
+        ablation=ablation,
         json=json,
+        html=html,
         quiet=quiet,
     )

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from driftsched.core.protocols import Estimator
 from driftsched.estimators import DEFAULT_COUNTER, ESTIMATORS, create_counter, create_estimator
 from driftsched.estimators.categories import KeywordClassifier
 from driftsched.estimators.describe import PromptDescriber
-from driftsched.evaluation.document import Document, judged, text
+from driftsched.evaluation.document import FROZEN, Document, judged, said_of, text
+from driftsched.evaluation.drift import Drift, inject, recovery
+from driftsched.evaluation.page import render, require_matplotlib
 from driftsched.evaluation.references import CategoryMean, Median
 from driftsched.evaluation.rows import Row, read_rows
 from driftsched.evaluation.stream import Pace, Timeline, describe, run, timeline
@@ -63,10 +65,29 @@ def default_estimators() -> list[str]:
     return [name for name in DEFAULT_ESTIMATORS if name in known]
 
 
+def categories_of(rows: Sequence[Row]) -> list[str]:
+    """As the gateway tells them."""
+    classify = KeywordClassifier().classify
+    return [row.category or classify(row.prompt) for row in rows]
+
+
 def prepare(rows: Sequence[Row], pace: Pace) -> tuple[Timeline, list[Request]]:
     """When rows come and end, and the requests that a gateway would have seen."""
     times = timeline(rows, pace)
     return times, describe(rows, times, PromptDescriber(KeywordClassifier(), create_counter(DEFAULT_COUNTER)))
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """An estimator as it takes part."""
+
+    spec: str
+    frozen: bool
+    """It learns nothing after the warm-up."""
+
+    @property
+    def name(self) -> str:
+        return self.spec + FROZEN if self.frozen else self.spec
 
 
 def evaluate(
@@ -75,12 +96,16 @@ def evaluate(
     *,
     warmup: int = 0,
     pace: Pace | None = None,
+    drifts: Sequence[Drift] = (),
+    ablation: bool = False,
     data: str = "",
     progress: Callable[[str], None] = lambda _: None,
 ) -> Document:
     """The scores of each estimator, by name or `name:option=value`, on the rows after the first `warmup`.
 
-    `progress` is told whom the run is at. Raises `ConfigError` for unknown names, options and settings.
+    With `drifts` lengths change on the way. With `ablation` also of each as `NAME (frozen)`, which learns nothing
+    after the warm-up. `progress` is told whom the run is at. Raises `ConfigError` for unknown names, options and
+    settings.
     """
     pace = pace or Pace()
     chosen = list(estimators or default_estimators())
@@ -88,22 +113,34 @@ def evaluate(
         raise ConfigError(f"--warmup {warmup}: leaves none of the {len(rows)} rows to score")
     if len(set(chosen)) < len(chosen):
         raise ConfigError("--estimator: one is given twice")
-    made = {spec: make(spec, rows) for spec in chosen}
+    categories = categories_of(rows)
+    rows = inject(rows, categories, drifts)
+    arms = [
+        Arm(spec, frozen)
+        for spec in chosen
+        for frozen in ((False, True) if ablation and spec != ORACLE else (False,))
+    ]
+    made = {arm: make(arm.spec, rows) for arm in arms}  # all of them first: a wrong name is the commonest mistake
     times, requests = prepare(rows, pace)
-    categories = [request.category for request in requests]
     results = {}
-    for spec, estimator in made.items():
-        progress(spec)
+    for arm, estimator in made.items():
+        progress(arm.name)
         try:
-            outcome = run(estimator, rows, requests, times)
+            outcome = run(estimator, rows, requests, times, learn_first=warmup if arm.frozen else None)
         except ConfigError as error:
-            raise ConfigError(f"estimator {spec!r}: {error}") from None
-        results[spec] = judged(outcome, rows, categories, warmup)
+            raise ConfigError(f"estimator {arm.spec!r}: {error}") from None
+        results[arm.name] = judged(outcome, rows, categories, warmup)
+        if drifts:
+            said = said_of(outcome, rows)
+            results[arm.name]["drift"] = [
+                recovery(drift, said, rows, categories, times, warmup) for drift in drifts
+            ]
     return {
         "estimators": results,
         "rows": len(rows) - warmup,
         "warmup": warmup,
         "data": data,
+        "drifts": [drift.label for drift in drifts],
         "pace": asdict(pace),
         "inflight_mean": _inflight_mean(rows, times, pace),
         "cut_rows": sum(not row.known for row in rows[warmup:]),
@@ -122,7 +159,10 @@ def run_evaluate(
     *,
     warmup: int = 0,
     pace: Pace | None = None,
+    drifts: Sequence[Drift] = (),
+    ablation: bool = False,
     json: Path | None = None,
+    html: Path | None = None,
     quiet: bool = False,
 ) -> None:
     """Evaluate a file, print the tables, write the files. Raises `ConfigError`."""
@@ -130,14 +170,20 @@ def run_evaluate(
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    if html is not None:
+        require_matplotlib()
     document = evaluate(
         read_rows(path, tell),
         estimators,
         warmup=warmup,
         pace=pace,
+        drifts=drifts,
+        ablation=ablation,
         data=path.name,
         progress=(lambda _: None) if quiet else tell,
     )
     sys.stdout.write(text(document))
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    if html is not None:
+        html.write_text(render(document), encoding="utf-8")

@@ -12,6 +12,9 @@ from driftsched.evaluation.stream import Column, Outcome
 
 Document = dict[str, Any]
 
+FROZEN = " (frozen)"
+"""After the name of an estimator that learnt nothing after the warm-up."""
+
 
 def judged(outcome: Outcome, rows: Sequence[Row], categories: Sequence[str], warmup: int) -> Document:
     """All scores of one estimator over the rows after the first `warmup`."""
@@ -29,6 +32,7 @@ def judged(outcome: Outcome, rows: Sequence[Row], categories: Sequence[str], war
         "by_category": scores.by_group(said, categories[warmup:]),
         "by_model": scores.by_group(said, [row.model for row in rows[warmup:]]),
         "over_time": scores.blocks(said),
+        "reliability": scores.reliability(said),
     }
 
 
@@ -81,7 +85,7 @@ def text(document: Document) -> str:
     parts = [_heading(document), table([head, *body])]
     for kind in ("category", "model"):
         parts += _groups(kind, estimators)
-    return "\n".join(parts)
+    return "\n".join([*parts, *_recoveries(estimators)])
 
 
 def _heading(document: Document) -> str:
@@ -108,6 +112,24 @@ def _groups(kind: str, estimators: Mapping[str, Mapping[str, Any]], most: int = 
         for name in names
     ]
     return [table([head, *body])]
+
+
+def _recoveries(estimators: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How each estimator followed each drift."""
+    head = ["estimator", "error before", "first 30", "after 60 finished", "back after"]
+    parts = []
+    for number, first in enumerate(next(iter(estimators.values())).get("drift", ())):
+        found = {name: scored["drift"][number] for name, scored in estimators.items()}
+        body = [
+            [name, *(_share(one[key]) for key in ("before", "first", "after")), _count(one["recovered_after"])]
+            for name, one in found.items()
+        ]
+        parts.append(f"Drift {first['drift']}; log MAE of what drifted.\n{table([head, *body])}")
+    return parts
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value} finished"
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:

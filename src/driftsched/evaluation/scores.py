@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ PAIR_SEED = 1
 WINDOW = 1000
 """Consecutive rows whose coverage is looked at."""
 BLOCKS = 20
+PARTS = 10
 LEVELS = {"q50": 0.5, "q80": 0.8, "q90": 0.9}
 
 Places = npt.NDArray[np.intp]
@@ -162,34 +164,44 @@ def _ordered_pairs(
     return float(((agreeing + 1) / 2).sum()), int(apart.sum())
 
 
-def blocks(said: Said, count: int = BLOCKS) -> list[dict[str, float]]:
+def blocks(said: Said, count: int = BLOCKS) -> list[dict[str, Any]]:
     """Error over time: the rows in `count` stretches of equal length."""
     edges = np.linspace(0, len(said.actual), min(count, len(said.actual)) + 1).astype(int)
     rows = np.arange(len(said.actual))
     parts = [said.of((rows >= low) & (rows < high)) for low, high in pairwise(edges)]
+    return [_summary(part) for part in parts]
+
+
+def reliability(said: Said, count: int = PARTS) -> list[dict[str, Any]]:
+    """The rows in `count` parts by their predictions, the shortest first; equal predictions are in one part."""
+    edges = np.quantile(said.predicted, np.linspace(0, 1, count + 1)[1:-1])
+    places = np.searchsorted(edges, said.predicted, side="left")
+    parts = [said.of(places == place) for place in np.unique(places)]
     return [
-        {"rows": len(part.actual), "mae": mae(part), "log_mae": log_mae(part), "bias": bias(part)} for part in parts
+        {"predicted": float(part.predicted.mean()), "actual": float(part.actual.mean()), **_summary(part)}
+        for part in parts
     ]
 
 
-def by_group(said: Said, names: Sequence[str], most: int = 50) -> dict[str, dict[str, object]]:
-    """Error of the rows of each name; of the `most` names with the most rows."""
-    labels, places, counts = np.unique(np.array(names), return_inverse=True, return_counts=True)
-    chosen = sorted(np.argsort(-counts, kind="stable")[:most])
+def _summary(said: Said) -> dict[str, Any]:
     return {
-        str(labels[place]): {
-            "rows": int(counts[place]),
-            "mae": mae(part),
-            "log_mae": log_mae(part),
-            "bias": bias(part),
-            "coverage": coverage(part),
-        }
-        for place in chosen
-        for part in (said.of(places == place),)
+        "rows": len(said.actual),
+        "mae": mae(said),
+        "log_mae": log_mae(said),
+        "bias": bias(said),
+        "coverage": coverage(said),
     }
 
 
-def errors(said: Said) -> dict[str, object]:
+def by_group(said: Said, names: Sequence[str], most: int = 50) -> dict[str, dict[str, Any]]:
+    """Error of the rows of each name; of the `most` names with the most rows."""
+    labels, places, counts = np.unique(np.array(names), return_inverse=True, return_counts=True)
+    chosen = sorted(np.argsort(-counts, kind="stable")[:most])
+    parts = {str(labels[place]): said.of(places == place) for place in chosen}
+    return {name: {**_summary(part), "kendall_tau": kendall_tau(part)} for name, part in parts.items()}
+
+
+def errors(said: Said) -> dict[str, Any]:
     """All scores that need nothing but the predictions and the lengths; at least one row."""
     return {
         "mae": mae(said),

@@ -1,0 +1,134 @@
+"""Drift put into recorded requests, and how long an estimator takes to follow it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import replace
+
+from driftsched.core.errors import ConfigError
+from driftsched.evaluation.rows import MAX_TOKENS, Row
+from driftsched.evaluation.scores import Said
+from driftsched.evaluation.stream import Timeline
+
+WINDOW = 30
+"""Predictions whose mean error is compared with the old one."""
+TOLERANCE = 0.1
+"""An error is back when it exceeds the old one by no more than this share."""
+REFERENCE_ROWS = 300
+"""The old error is that of so many predictions before the drift."""
+SETTLED = 60
+"""The new error is that of predictions made once so many changed answers had finished."""
+MAX_FACTOR = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """From a point of the stream on, answers are longer or shorter."""
+
+    at: float
+    """Share of the rows that come before it, 0 < at < 1."""
+    factor: float
+    """What lengths are multiplied by, > 0."""
+    category: str | None = None
+    """Only these are changed; None: all."""
+    model: str | None = None
+
+    @property
+    def label(self) -> str:
+        """As it was asked for."""
+        of = f":{self.category}" if self.category is not None else ""
+        of += f":model={self.model}" if self.model is not None else ""
+        return f"{self.at:g}:{self.factor:g}{of}"
+
+    def start(self, num_rows: int) -> int:
+        """Index of the first row that may be changed."""
+        return round(self.at * num_rows)
+
+    def affected(self, rows: Sequence[Row], categories: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which rows are of the kind that drifts, those before it included."""
+        pairs = zip(rows, categories, strict=True)
+        return np.array(
+            [self.category in (None, category) and self.model in (None, row.model) for row, category in pairs]
+        )
+
+
+def parse_drift(text: str) -> Drift:
+    """`AT:FACTOR`, `AT:FACTOR:CATEGORY` or `AT:FACTOR:model=NAME`. Raises `ConfigError`."""
+    at, _, rest = text.partition(":")
+    factor, _, of = rest.partition(":")
+    try:
+        drift = Drift(float(at), float(factor))
+    except ValueError:
+        raise ConfigError(f"--drift {text}: write AT:FACTOR, AT:FACTOR:CATEGORY or AT:FACTOR:model=NAME") from None
+    if not 0 < drift.at < 1:
+        raise ConfigError(f"--drift {text}: AT is the share of rows before it: more than 0, less than 1")
+    if not (isfinite(drift.factor) and 0 < drift.factor <= MAX_FACTOR):
+        raise ConfigError(f"--drift {text}: FACTOR must be more than 0 and at most {MAX_FACTOR:g}")
+    model = of.removeprefix("model=") if of.startswith("model=") else None
+    return Drift(drift.at, drift.factor, category=(of or None) if model is None else None, model=model)
+
+
+def inject(rows: Sequence[Row], categories: Sequence[str], drifts: Sequence[Drift]) -> list[Row]:
+    """The rows with changed lengths; `max_tokens` still cuts. Raises `ConfigError` if there are no such rows."""
+    made = list(rows)
+    for drift in drifts:
+        affected = drift.affected(rows, categories)
+        start = drift.start(len(rows))
+        if not affected[start:].any():
+            raise ConfigError(f"--drift {drift.label}: there are no such rows from there on")
+        for number in (np.nonzero(affected[start:])[0] + start).tolist():
+            made[number] = _longer(made[number], drift.factor)
+    return made
+
+
+def _longer(row: Row, factor: float) -> Row:
+    length = min(round(row.completion_tokens * factor), MAX_TOKENS, row.max_tokens or MAX_TOKENS)
+    return replace(row, completion_tokens=max(length, min(row.completion_tokens, 1)))
+
+
+def recovery(
+    drift: Drift, said: Said, rows: Sequence[Row], categories: Sequence[str], times: Timeline, warmup: int
+) -> dict[str, float | int | str | None]:
+    """How the error of the affected rows, the mean absolute logarithm of predicted / actual, followed a drift.
+
+    `before`: of the last `REFERENCE_ROWS` predictions before it, those of the warm-up left out. `first`: of the
+    first `WINDOW` after it. `after`: of those made once `SETTLED` changed answers had finished, at most
+    `REFERENCE_ROWS`. `recovered_after`: so many changed answers had finished when the first `WINDOW` predictions in
+    a row began whose mean error was within `TOLERANCE` of `before`. None where there are not enough rows, or
+    where it never came back.
+    """
+    affected = drift.affected(rows, categories) & np.array([row.known for row in rows])
+    errors = np.abs(said.log_ratio)
+    places = np.nonzero(affected)[0]
+    start = drift.start(len(rows))
+    old = errors[places[(places >= warmup) & (places < start)]][-REFERENCE_ROWS:]
+    changed = places[places >= start]
+    finished = _finished_before(changed, times)
+    new = errors[changed]
+    before = float(old.mean()) if len(old) >= WINDOW else None
+    settled = new[finished >= SETTLED][:REFERENCE_ROWS]
+    return {
+        "drift": drift.label,
+        "before": before,
+        "first": float(new[:WINDOW].mean()) if len(new) >= WINDOW else None,
+        "after": float(settled.mean()) if len(settled) >= WINDOW else None,
+        "recovered_after": None if before is None else _recovered(new, finished, before * (1 + TOLERANCE)),
+    }
+
+
+def _recovered(errors: npt.NDArray[np.float64], finished: npt.NDArray[np.intp], limit: float) -> int | None:
+    if len(errors) < WINDOW:
+        return None
+    sums = np.concatenate(([0.0], np.cumsum(errors)))
+    low = np.nonzero(sums[WINDOW:] - sums[:-WINDOW] <= WINDOW * limit)[0]
+    return int(finished[low[0]]) if len(low) else None
+
+
+def _finished_before(changed: npt.NDArray[np.intp], times: Timeline) -> npt.NDArray[np.intp]:
+    """For each of the changed rows, how many of them had finished when it came."""
+    members = set(changed.tolist())
+    counts = np.cumsum([sum(done in members for done in due) for due in times.due])
+    return counts[changed].astype(np.intp)
