@@ -38,7 +38,10 @@ async def bench(*arguments: str, interrupt_after: str | None = None) -> tuple[in
 
 
 @pytest.mark.e2e
-async def test_policies_are_compared_pair_by_pair_on_one_engine(tmp_path: Path) -> None:
+async def test_policies_are_compared_pair_by_pair_on_one_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     load = ("--rate", "60", "--requests", "60", "--warmup-requests", "5", "--seeds", "2", "--slo", "ttft=5,e2e=60")
     async with running(*MOCK) as url:
         status, out, err = await bench(
@@ -57,6 +60,7 @@ async def test_policies_are_compared_pair_by_pair_on_one_engine(tmp_path: Path) 
     assert "sent 240 = answered 240 + failed 0; and 20 of warm-up" in out
     assert max(map(len, out.splitlines())) <= 80
     assert "block 4 of 4" in err
+    assert not (tmp_path / "state").exists(), "a block knows what another one learnt"
 
 
 @pytest.mark.e2e

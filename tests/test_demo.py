@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -99,12 +100,16 @@ async def test_a_server_that_does_not_start_says_why() -> None:
 
 
 @pytest.mark.e2e
-def test_the_demo_runs_every_arm_over_real_http(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_runs_every_arm_over_real_http(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     run_demo(local=False, seconds=4.0, seed=1)
     said = capsys.readouterr().out
     assert "0 failed" in said
     for arm in ARMS:
         assert f"{arm.policy:6} {arm.feedback}" in said
+    assert [] == list(tmp_path.iterdir()), "an arm knows what another one learnt"
 
 
 async def test_a_timeout_of_whoever_uses_a_server_is_not_taken_for_its_start() -> None:

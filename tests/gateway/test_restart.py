@@ -69,7 +69,9 @@ async def test_a_prediction_is_the_same_after_a_restart(tmp_path: Path) -> None:
         assert NUM_ANSWERS == num_learnt(path)
         async with running(*serve, "--state", str(path)) as (_, url):
             assert taught == await predicted(url) != untaught
-        async with running(*serve, "--no-state") as (_, url):
+        config = tmp_path / "driftsched.yaml"
+        config.write_text(yaml.safe_dump({"state": {"path": str(path)}}))
+        async with running(*serve, "--config", str(config), "--no-state") as (_, url):
             assert untaught == await predicted(url)
 
 
