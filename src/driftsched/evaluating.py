@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Request
@@ -65,12 +66,6 @@ def default_estimators() -> list[str]:
     return [name for name in DEFAULT_ESTIMATORS if name in known]
 
 
-def categories_of(rows: Sequence[Row]) -> list[str]:
-    """As the gateway tells them."""
-    classify = KeywordClassifier().classify
-    return [row.category or classify(row.prompt) for row in rows]
-
-
 def prepare(rows: Sequence[Row], pace: Pace) -> tuple[Timeline, list[Request]]:
     """When rows come and end, and the requests that a gateway would have seen."""
     times = timeline(rows, pace)
@@ -113,28 +108,29 @@ def evaluate(
         raise ConfigError(f"--warmup {warmup}: leaves none of the {len(rows)} rows to score")
     if len(set(chosen)) < len(chosen):
         raise ConfigError("--estimator: one is given twice")
-    categories = categories_of(rows)
-    rows = inject(rows, categories, drifts)
     arms = [
         Arm(spec, frozen)
         for spec in chosen
         for frozen in ((False, True) if ablation and spec != ORACLE else (False,))
     ]
-    made = {arm: make(arm.spec, rows) for arm in arms}  # all of them first: a wrong name is the commonest mistake
+    for arm in arms:
+        make(arm.spec, rows)  # before any work: a wrong name is the commonest mistake
     times, requests = prepare(rows, pace)
+    categories = [request.category for request in requests]
+    if drifts:
+        rows = inject([replace(row, category=kind) for row, kind in zip(rows, categories, strict=True)], drifts)
+        times, requests = prepare(rows, pace)
     results = {}
-    for arm, estimator in made.items():
+    for arm in arms:
         progress(arm.name)
         try:
-            outcome = run(estimator, rows, requests, times, learn_first=warmup if arm.frozen else None)
+            outcome = run(make(arm.spec, rows), rows, requests, times, learn_first=warmup if arm.frozen else None)
         except ConfigError as error:
             raise ConfigError(f"estimator {arm.spec!r}: {error}") from None
         results[arm.name] = judged(outcome, rows, categories, warmup)
         if drifts:
             said = said_of(outcome, rows)
-            results[arm.name]["drift"] = [
-                recovery(drift, said, rows, categories, times, warmup) for drift in drifts
-            ]
+            results[arm.name]["drift"] = [recovery(drift, said, rows, times, warmup) for drift in drifts]
     return {
         "estimators": results,
         "rows": len(rows) - warmup,

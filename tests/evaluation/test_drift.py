@@ -10,15 +10,17 @@ from driftsched.evaluation.scores import Said
 from driftsched.evaluation.stream import Pace, timeline
 
 AT_ONCE = Pace(first_token_seconds=0.5, seconds_per_token=0.0)
-ROWS = [Row(100, arrived_at=float(number), model="ab"[number % 2]) for number in range(400)]
+ROWS = [
+    Row(100, arrived_at=float(number), model="ab"[number % 2], category="summary" if number % 4 < 2 else "report")
+    for number in range(400)
+]
 """One a second, each answered before the next comes."""
-CATEGORIES = ["summary" if number % 4 < 2 else "report" for number in range(400)]
 
 
 def followed(drift: Drift, predicted: list[float], rows: list[Row], warmup: int = 0) -> dict[str, object]:
     actual = np.array([row.completion_tokens for row in rows], dtype=float)
     said = Said(actual, np.array(predicted), {})
-    return dict(recovery(drift, said, rows, CATEGORIES, timeline(rows, AT_ONCE), warmup))
+    return dict(recovery(drift, said, rows, timeline(rows, AT_ONCE), warmup))
 
 
 @pytest.mark.parametrize(
@@ -44,30 +46,30 @@ def test_what_is_no_drift_is_refused(text: str) -> None:
 
 def test_only_the_rows_of_its_kind_after_its_start_change() -> None:
     for drift, kind in (
-        (Drift(0.25, 1.6, category="summary"), [category == "summary" for category in CATEGORIES]),
+        (Drift(0.25, 1.6, category="summary"), [row.category == "summary" for row in ROWS]),
         (Drift(0.25, 1.6, model="a"), [row.model == "a" for row in ROWS]),
         (Drift(0.25, 1.6), [True] * 400),
     ):
-        lengths = [row.completion_tokens for row in inject(ROWS, CATEGORIES, [drift])]
+        lengths = [row.completion_tokens for row in inject(ROWS, [drift])]
         assert [160 if member and number >= 100 else 100 for number, member in enumerate(kind)] == lengths
 
 
 def test_a_changed_length_stays_within_its_limit_and_does_not_vanish() -> None:
     rows = [Row(100), Row(100, max_tokens=120), Row(1), Row(0)]
-    longer = inject(rows, [""] * 4, [Drift(0.1, 1.5)])
+    longer = inject(rows, [Drift(0.1, 1.5)])
     assert [150, 120, 2, 0] == [row.completion_tokens for row in longer]
     assert not longer[1].finished
-    assert [1, 1, 1, 0] == [row.completion_tokens for row in inject(rows, [""] * 4, [Drift(0.1, 0.001)])]
+    assert [1, 1, 1, 0] == [row.completion_tokens for row in inject(rows, [Drift(0.1, 0.001)])]
 
 
 def test_a_drift_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="no such rows"):
-        inject(ROWS, CATEGORIES, [Drift(0.5, 2.0, category="poem")])
+        inject(ROWS, [Drift(0.5, 2.0, category="poem")])
 
 
 def test_an_error_is_back_with_the_first_thirty_predictions_that_are_as_good_as_before() -> None:
     drift = Drift(0.5, 2.0)
-    rows = inject(ROWS, CATEGORIES, [drift])
+    rows = inject(ROWS, [drift])
     predicted = [110.0] * 245 + [220.0] * 155  # an error of ln 1.1 but for the 45 rows after the drift
     found = followed(drift, predicted, rows)
     assert (pytest.approx(np.log(1.1)), pytest.approx(np.log(1.1))) == (found["before"], found["after"])
@@ -77,7 +79,7 @@ def test_an_error_is_back_with_the_first_thirty_predictions_that_are_as_good_as_
 
 def test_only_answers_of_its_kind_count_for_recovery() -> None:
     drift = Drift(0.5, 2.0, model="a")
-    rows = inject(ROWS, CATEGORIES, [drift])
+    rows = inject(ROWS, [drift])
     predicted = [(110.0 if number < 290 else 220.0) if row.model == "a" else 1.0 for number, row in enumerate(rows)]
     found = followed(drift, predicted, rows)
     assert pytest.approx(np.log(1.1)) == found["before"]
@@ -86,17 +88,17 @@ def test_only_answers_of_its_kind_count_for_recovery() -> None:
 
 def test_answers_that_are_still_under_way_have_not_finished() -> None:
     drift = Drift(0.5, 2.0)
-    rows = inject(ROWS, CATEGORIES, [drift])
+    rows = inject(ROWS, [drift])
     said = Said(
         np.array([row.completion_tokens for row in rows], dtype=float), np.array([110.0] * 245 + [220.0] * 155), {}
     )
     late = timeline(rows, Pace(first_token_seconds=10.5, seconds_per_token=0.0))
-    assert 35 == recovery(drift, said, rows, CATEGORIES, late, 0)["recovered_after"]
+    assert 35 == recovery(drift, said, rows, late, 0)["recovered_after"]
 
 
 def test_an_error_that_stays_has_not_recovered_and_too_few_rows_tell_nothing() -> None:
     drift = Drift(0.5, 2.0)
-    rows = inject(ROWS, CATEGORIES, [drift])
+    rows = inject(ROWS, [drift])
     assert followed(drift, [110.0] * 400, rows)["recovered_after"] is None
     found = followed(drift, [110.0] * 400, rows, warmup=180)
     assert (None, None) == (found["before"], found["recovered_after"])

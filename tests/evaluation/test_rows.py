@@ -77,6 +77,11 @@ def test_a_prompt_without_text_has_four_bytes_a_token(tmp_path: Path) -> None:
     assert 400 == read(tmp_path, b"prompt_tokens,completion_tokens\n100,5\n")[0].prompt_bytes
 
 
+def test_names_may_be_numbers(tmp_path: Path) -> None:
+    content = b'{"completion_tokens": 1, "tenant": 7, "model": 3.0}\n{"completion_tokens": 1, "tenant": null}\n'
+    assert [("7", "3"), ("default", "")] == [(row.tenant, row.model) for row in read(tmp_path, content)]
+
+
 def test_rows_are_put_in_order_of_arrival(tmp_path: Path) -> None:
     content = b"arrived_at,completion_tokens\n2026-01-31T22:00:01,2\n2026-01-31T22:00:00Z,1\n"
     assert [1, 2] == [row.completion_tokens for row in read(tmp_path, content)]
@@ -113,7 +118,11 @@ def test_an_answer_is_whole_unless_its_reason_or_its_limit_says_otherwise(
     ("content", "problem"),
     [
         (b'{"completion_tokens": 1}\n{"completion_tokens": "many"}', ":2: completion_tokens: must be a number"),
-        (b'{"completion_tokens": NaN}', ":1: not JSON"),
+        (b'{"completion_tokens": NaN}', ":1: completion_tokens: must be a number, not nan"),
+        (b'{"completion_tokens": 1, "max_tokens": NaN}', ":1: max_tokens: must be a number, not nan"),
+        (b'{"completion_tokens": Infinity}', ":1: completion_tokens: must be a number, not inf"),
+        (b'{"completion_tokens": 1', ":1: not JSON"),
+        (b'{"completion_tokens": ' + b"9" * 5000 + b"}", ":1: not JSON"),
         (b"completion_tokens\nnan\n", ":2: completion_tokens: must be a number, not 'nan'"),
         (b"completion_tokens\n-1\n", ":2: completion_tokens: must be a whole number of tokens"),
         (b"completion_tokens\n1e9\n", ":2: completion_tokens: must be a whole number of tokens"),

@@ -47,12 +47,9 @@ class Drift:
         """Index of the first row that may be changed."""
         return round(self.at * num_rows)
 
-    def affected(self, rows: Sequence[Row], categories: Sequence[str]) -> npt.NDArray[np.bool_]:
+    def affected(self, rows: Sequence[Row]) -> npt.NDArray[np.bool_]:
         """Which rows are of the kind that drifts, those before it included."""
-        pairs = zip(rows, categories, strict=True)
-        return np.array(
-            [self.category in (None, category) and self.model in (None, row.model) for row, category in pairs]
-        )
+        return np.array([self.category in (None, row.category) and self.model in (None, row.model) for row in rows])
 
 
 def parse_drift(text: str) -> Drift:
@@ -71,11 +68,14 @@ def parse_drift(text: str) -> Drift:
     return Drift(drift.at, drift.factor, category=(of or None) if model is None else None, model=model)
 
 
-def inject(rows: Sequence[Row], categories: Sequence[str], drifts: Sequence[Drift]) -> list[Row]:
-    """The rows with changed lengths; `max_tokens` still cuts. Raises `ConfigError` if there are no such rows."""
+def inject(rows: Sequence[Row], drifts: Sequence[Drift]) -> list[Row]:
+    """Rows that know their category, with changed lengths; `max_tokens` still cuts.
+
+    Raises `ConfigError` if there are no rows that would drift.
+    """
     made = list(rows)
     for drift in drifts:
-        affected = drift.affected(rows, categories)
+        affected = drift.affected(rows)
         start = drift.start(len(rows))
         if not affected[start:].any():
             raise ConfigError(f"--drift {drift.label}: there are no such rows from there on")
@@ -90,7 +90,7 @@ def _longer(row: Row, factor: float) -> Row:
 
 
 def recovery(
-    drift: Drift, said: Said, rows: Sequence[Row], categories: Sequence[str], times: Timeline, warmup: int
+    drift: Drift, said: Said, rows: Sequence[Row], times: Timeline, warmup: int
 ) -> dict[str, float | int | str | None]:
     """How the error of the affected rows, the mean absolute logarithm of predicted / actual, followed a drift.
 
@@ -100,7 +100,7 @@ def recovery(
     a row began whose mean error was within `TOLERANCE` of `before`. None where there are not enough rows, or
     where it never came back.
     """
-    affected = drift.affected(rows, categories) & np.array([row.known for row in rows])
+    affected = drift.affected(rows) & np.array([row.known for row in rows])
     errors = np.abs(said.log_ratio)
     places = np.nonzero(affected)[0]
     start = drift.start(len(rows))

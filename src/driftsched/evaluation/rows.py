@@ -7,6 +7,7 @@ number of rows, whatever their texts.
 
 import csv
 import gzip
+import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -151,8 +152,8 @@ def _json_records(
         if not line.strip():
             continue
         try:
-            values = msgspec.json.decode(line)
-        except (msgspec.DecodeError, RecursionError) as error:
+            values = json.loads(line)  # which reads NaN, so that the error can name the column
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}:{at}: not JSON: {error}") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path}:{at}: must be a JSON object, one for each request")
@@ -288,7 +289,9 @@ def _name(columns: _Columns, name: str) -> str:
     value = columns.get(name)
     if value is None:
         return ""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of numbers some of which are missing
+    if isinstance(value, bool) or not isinstance(value, str | int):
         raise columns.error(name, f"must be a text, not {_shown(value)}")
     return intern(str(value))
 
