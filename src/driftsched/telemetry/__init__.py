@@ -1,1 +1,1 @@
-"""Listeners: each turns the scheduler's events into something an operator can look at."""
+"""Listeners, which turn the events of the scheduler into something to look at; and what was learnt, kept in a file."""
