@@ -1,1 +1,1 @@
-"""Listeners, which turn the events of the scheduler into something to look at; and what was learnt, kept in a file."""
+"""Listeners, which turn the scheduler's events into something to look at; and what was learnt, kept in a file."""
