@@ -1,38 +1,53 @@
 """When lengths shift: a detector that tells, and says by how much."""
 
+from typing import Final, NamedTuple
+
+MAX_STEP: Final = 3.0
+"""Mean absolute deviations that one residual adds at most: no single answer raises the alarm."""
+
+
+class Side(NamedTuple):
+    """What speaks for a shift in one direction."""
+
+    total: float = 0.0
+    """By how much residuals exceeded the slack, >= 0."""
+    num: int = 0
+    """Residuals since the total last stood at 0."""
+    sum: float = 0.0
+    """Their sum."""
+
 
 class Cusum:
     """A two-sided cumulative sum over standardised residuals.
 
     Each side adds what a residual exceeds `slack` and never falls below 0; at `threshold` it alarms. The mean since
-    the side last stood at 0 estimates the shift, so whoever is told can correct at once instead of creeping after it.
+    the side last stood at 0 estimates the shift, so whoever is told can correct at once instead of creeping after.
 
     Source: Page, "Continuous Inspection Schemes", Biometrika 1954.
     """
 
-    __slots__ = ("_downs", "_ups", "slack", "threshold")
+    __slots__ = ("downs", "slack", "threshold", "ups")
 
     def __init__(self, slack: float = 0.5, threshold: float = 12.0) -> None:
-        """Both in mean absolute deviations of the residuals, > 0.
-
-        With the defaults steady lengths raise a false alarm about once in a thousand answers, and a shift by 1.3
-        deviations is told after about 10.
-        """
+        """Both in mean absolute deviations of the residuals, > 0."""
         self.slack = slack
         self.threshold = threshold
-        self._ups = (0.0, 0)  # sum, and the number of residuals since it stood at 0
-        self._downs = (0.0, 0)
+        self.ups = Side()
+        self.downs = Side()
 
     def observe(self, residual: float) -> float:
-        """Take in a residual, in mean absolute deviations; the estimated shift if that raised the alarm, else 0."""
-        self._ups = self._grown(self._ups, residual)
-        self._downs = self._grown(self._downs, -residual)
-        for (total, num), sign in ((self._ups, 1), (self._downs, -1)):
-            if total > self.threshold:
-                self._ups = self._downs = (0.0, 0)
-                return sign * (total / num + self.slack)
+        """Take in a residual, in mean absolute deviations; the estimated shift if it raised the alarm, else 0."""
+        self.ups = self._grown(self.ups, residual)
+        self.downs = self._grown(self.downs, -residual)
+        for side, sign in ((self.ups, 1), (self.downs, -1)):
+            if side.total > self.threshold:
+                self.ups = self.downs = Side()
+                return sign * side.sum / side.num
         return 0.0
 
-    def _grown(self, side: tuple[float, int], residual: float) -> tuple[float, int]:
-        total = side[0] + residual - self.slack
-        return (total, side[1] + 1) if total > 0 else (0.0, 0)
+    def _grown(self, side: Side, residual: float) -> Side:
+        total = side.total + min(residual, MAX_STEP) - self.slack
+        return Side(total, side.num + 1, side.sum + residual) if total > 0 else _NOTHING
+
+
+_NOTHING: Final = Side()

@@ -1,9 +1,12 @@
 """How far answers scatter about their predictions: tracked quantiles, and a correction that keeps their promise."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+from driftsched.estimators.nodes import Numbers
 
 Vector = npt.NDArray[np.float64]
 
@@ -11,30 +14,30 @@ NUM_LEVELS: Final = 20
 LEVELS: Final[Vector] = (np.arange(NUM_LEVELS) + 0.5) / NUM_LEVELS
 """The middles of twenty equally likely parts: 0.025, 0.075 .. 0.975."""
 
-_NORMAL: Final[Vector] = 1.2533 * np.array(
-    [-1.96, -1.44, -1.15, -0.935, -0.755, -0.598, -0.454, -0.319, -0.189, -0.063]
-    + [0.063, 0.189, 0.319, 0.454, 0.598, 0.755, 0.935, 1.15, 1.44, 1.96]
-)
+_UPPER = (0.063, 0.189, 0.319, 0.454, 0.598, 0.755, 0.935, 1.15, 1.44, 1.96)
+_NORMAL: Final[Vector] = 1.2533 * np.array([*(-value for value in reversed(_UPPER)), *_UPPER])
 """Quantiles of a normal law whose mean absolute deviation is 1."""
+
+MIN_STEP: Final = 0.02
+MAX_DEVIATION: Final = 100.0
 
 
 class Profile:
     """Quantiles of log residuals, in mean absolute deviations, at `LEVELS`.
 
-    Each steps up by `level` when a residual is larger and down by `1 - level` when it is not, so it rests where that
-    share of residuals is smaller. Of a residual that is only a lower bound the part beyond it is spread over the
-    levels beyond it, in proportion: Efron's redistribution, by which Kaplan and Meier's estimate can be had as well.
+    Each steps up by `level` when a residual is larger and down by `1 - level` when it is not, so it rests where
+    that share of residuals is smaller. Of a residual that is only a lower bound, the mass is spread over what lies
+    beyond it, in proportion: Efron's redistribution, by which Kaplan and Meier's estimate can be had as well.
 
-    Source: stochastic approximation (Robbins and Monro, 1951) of the pinball loss (Koenker and Bassett, 1978).
+    Sources: stochastic approximation (Robbins and Monro, 1951) of the pinball loss (Koenker and Bassett, 1978);
+    Efron, "The two sample problem with censored data", 1967.
     """
 
     def __init__(self) -> None:
         self.values = _NORMAL.copy()
+        self.ordered = _NORMAL
+        """The same, ascending: trackers move one by one, and neighbours may cross for a moment."""
         self.num_learnt = 0
-
-    def sorted(self) -> Vector:
-        """Ascending; trackers move one by one, and neighbours may cross for a moment."""
-        return np.sort(self.values)
 
     def learn(self, residual: float, *, finished: bool) -> None:
         """Move towards `residual`, in mean absolute deviations; unfinished, it is a lower bound."""
@@ -42,24 +45,44 @@ class Profile:
         step = max(MIN_STEP, 1.5 / (self.num_learnt + 8))
         below = self.values <= residual
         if finished:
-            chance = 1.0 - below
+            shorter = 1.0 - below
         else:
-            passed = float(below.mean())  # the share of all answers that would have ended by now
-            chance = np.where(below, 0.0, (LEVELS - passed) / max(1 - passed, 1 / NUM_LEVELS))
-            chance = np.clip(chance, 0.0, 1.0)
-        self.values += step * (LEVELS - chance)
+            passed = self.share_below(residual)
+            beyond = np.clip((LEVELS - passed) / max(1 - passed, 1 / NUM_LEVELS), 0.0, 1.0)
+            shorter = np.where(below, 0.0, beyond)
+        self.values += step * (LEVELS - shorter)
+        self.ordered = np.sort(self.values)
+
+    def share_below(self, residual: float) -> float:
+        """Share of all answers that would have ended by now, 0 .. 1."""
+        return float((self.values <= residual).mean())
 
     def expected_beyond(self, residual: float) -> float:
         """Median of the residuals larger than `residual`: what a lower bound stands for; at least the bound."""
-        ordered = self.sorted()
-        passed = int(np.searchsorted(ordered, residual, side="right"))
-        return max(residual, float(ordered[min((passed + NUM_LEVELS) // 2, NUM_LEVELS - 1)]))
+        passed = int(np.searchsorted(self.ordered, residual, side="right"))
+        return max(residual, float(self.ordered[min((passed + NUM_LEVELS) // 2, NUM_LEVELS - 1)]))
 
+    def pack(self) -> list[float]:
+        return [self.num_learnt, *self.values.tolist()]
 
-MIN_STEP: Final = 0.02
+    def unpack(self, numbers: Numbers) -> None:
+        self.num_learnt = int(numbers.take(0, 2**53))
+        self.values = np.array(numbers.take_all(-MAX_DEVIATION, MAX_DEVIATION, num=NUM_LEVELS))
+        self.ordered = np.sort(self.values)
+
+    def absorb(self, other: "Profile") -> None:
+        """The mean of both, weighed by what each has learnt, of which the last hundred or so count."""
+        mine, theirs = min(self.num_learnt, 100), min(other.num_learnt, 100)
+        if theirs:
+            self.values = (mine * self.values + theirs * other.values) / (mine + theirs)
+            self.ordered = np.sort(self.values)
+            self.num_learnt = min(self.num_learnt + other.num_learnt, 2**53)
+
 
 TARGETS: Final = (0.8, 0.9)
 """The quantiles promised, q80 and q90."""
+MAX_OFFSET: Final = 4.0
+"""Mean absolute deviations: nothing seen asks for more, and a broken engine could."""
 
 
 class Conformal:
@@ -69,20 +92,27 @@ class Conformal:
     was promised for it at admission, down by `rate` x (1 - p) if not. Over any run of n answers the share that is
     longer then misses 1 - p by no more than the change of the offset over `rate` x n.
 
-    Source: adaptive conformal inference (Gibbs and Candes, NeurIPS 2021), in the form of quantile tracking
-    (Angelopoulos, Candes and Tibshirani, NeurIPS 2023).
+    Source: adaptive conformal inference (Gibbs and Candes, NeurIPS 2021), as quantile tracking (Angelopoulos,
+    Candes and Tibshirani, NeurIPS 2023).
     """
 
     def __init__(self, rate: float) -> None:
+        """`rate`: in mean absolute deviations, > 0. More holds the promise over shorter runs, and wanders more."""
         self.offsets = [0.0] * len(TARGETS)
         self._rate = rate
 
-    def learn(self, chances: tuple[float, ...]) -> None:
-        """`chances`: of each promised quantile, the chance that the answer is longer: 1 or 0 where that is known."""
+    def learn(self, chances: Sequence[float]) -> None:
+        """`chances`: of each promised quantile, the chance that the answer is longer: 1 or 0 where it is known."""
         for i, (target, longer) in enumerate(zip(TARGETS, chances, strict=True)):
             moved = self.offsets[i] + self._rate * (longer - (1 - target))
             self.offsets[i] = min(max(moved, -MAX_OFFSET), MAX_OFFSET)
 
+    def pack(self) -> list[float]:
+        return list(self.offsets)
 
-MAX_OFFSET: Final = 4.0
-"""Mean absolute deviations: nothing seen asks for more, and a broken engine could."""
+    def unpack(self, numbers: Numbers) -> None:
+        self.offsets = numbers.take_all(-MAX_OFFSET, MAX_OFFSET, num=len(TARGETS))
+
+    def absorb(self, other: "Conformal", share: float) -> None:
+        """Move by `share`, 0 .. 1, towards the other's offsets."""
+        self.offsets = [a + share * (b - a) for a, b in zip(self.offsets, other.offsets, strict=True)]

@@ -1,0 +1,343 @@
+"""What `adaptive` remembers: nodes by key, three models shared by all, and all of it as plain data.
+
+Every table is bounded, since keys hold names that clients chose. What was not written for longest is forgotten
+first.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+
+from driftsched.estimators.drift import Cusum, Side
+from driftsched.estimators.linear import Ridge, Words
+from driftsched.estimators.nodes import Level, Numbers, Window
+from driftsched.estimators.quantiles import Conformal, Profile
+from driftsched.estimators.recent import Recent
+from driftsched.estimators.state import is_keepable
+from driftsched.estimators.text import NUM_DENSE, TABLE_BITS
+
+STATE_VERSION: Final = 1
+
+EXPERTS: Final = ("model", "figures", "words", "session", "template", "tenant", "tenant_size", "size", "pretrained")
+"""What is added, weighted, to the level of model, category and tenant."""
+START_WEIGHTS: Final = (0.0, 0.8, 0.5, 0.5, 0.3, 0.1, 0.1, 0.1, 0.5)
+"""Of `EXPERTS`: a hint at what to expect, worth a few answers."""
+
+CANDIDATES: Final = ("blend", "level", "tenant", "tenant_size", "size", "sizes")
+"""What the gate chooses among: the blend of all experts, and plain statistics that it must not lose to."""
+START_GATE: Final = (0.45, 0.11, 0.11, 0.11, 0.11, 0.11)
+"""Weights of `CANDIDATES` before their losses are known; they add up to 1."""
+
+CONFORMAL_RATE: Final = 0.03
+MAX_COUNT: Final = 2.0**53
+
+Key = TypeVar("Key", bound=tuple[Any, ...])
+
+
+class Node(Protocol):
+    """Something remembered under a key."""
+
+    def pack(self) -> list[float]: ...
+
+    def unpack(self, numbers: Numbers) -> None: ...
+
+    def absorb(self, other: Self) -> None: ...
+
+
+N = TypeVar("N", bound=Node)
+
+
+class TenantNode:
+    """One tenant's answers from one model, in comparison with everybody's."""
+
+    __slots__ = ("apart", "num_learnt", "outlying")
+
+    def __init__(self) -> None:
+        self.apart = Level()  # from the level of model and category
+        self.num_learnt = 0
+        self.outlying = False
+        """Many times longer or shorter than usual: learnt apart from the other tenants."""
+
+    def pack(self) -> list[float]:
+        return [*self.apart.pack(), self.num_learnt, self.outlying * 1.0]
+
+    def unpack(self, numbers: Numbers) -> None:
+        self.apart.unpack(numbers)
+        self.num_learnt = int(numbers.take(0, MAX_COUNT))
+        self.outlying = numbers.take(0, 1) == 1
+
+    def absorb(self, other: "TenantNode") -> None:
+        if other.num_learnt > self.num_learnt:
+            self.outlying = other.outlying
+        self.apart.absorb(other.apart)
+        self.num_learnt += other.num_learnt
+
+
+class OwnNode:
+    """One tenant's answers from one model in one category."""
+
+    __slots__ = ("level", "shifted", "spread", "window")
+
+    def __init__(self) -> None:
+        self.level = Level()
+        self.spread = Level()
+        self.window = Window()
+        self.shifted = 0.0
+        """Shifts of its kind that these answers have been moved by, in sum."""
+
+    def move(self, shifted: float) -> None:
+        """Follow the shifts of its kind, `shifted` in sum."""
+        if shifted != self.shifted:
+            self.level.move(shifted - self.shifted)
+            self.window.move(shifted - self.shifted)
+            self.shifted = shifted
+
+    def pack(self) -> list[float]:
+        return [self.shifted, *self.level.pack(), *self.spread.pack(), *self.window.pack()]
+
+    def unpack(self, numbers: Numbers) -> None:
+        self.shifted = numbers.take()
+        self.level.unpack(numbers)
+        self.spread.unpack(numbers)
+        self.window.unpack(numbers)
+
+    def absorb(self, other: "OwnNode") -> None:
+        if not self.level.weight:
+            self.shifted = other.shifted
+        self.level.absorb(other.level)
+        self.spread.absorb(other.spread)
+        self.window.absorb(other.window)
+
+
+class SessionNode:
+    """One conversation."""
+
+    __slots__ = ("last_tokens", "level")
+
+    def __init__(self) -> None:
+        self.level = Level()
+        self.last_tokens = 0.0
+
+    def pack(self) -> list[float]:
+        return [*self.level.pack(), self.last_tokens]
+
+    def unpack(self, numbers: Numbers) -> None:
+        self.level.unpack(numbers)
+        self.last_tokens = numbers.take(0, 1e8)
+
+    def absorb(self, other: "SessionNode") -> None:
+        if other.level.weight > self.level.weight:
+            self.last_tokens = other.last_tokens
+        self.level.absorb(other.level)
+
+
+class KindNode:
+    """One model's answers in one category."""
+
+    def __init__(self) -> None:
+        self.level = Level()
+        self.spread = Level()
+        self.error = Level()  # absolute log error of the point
+        self.covered = Level()  # share within q80
+        self.bias = 0.0  # logarithm: what the blend still lacks
+        self.shifted = 0.0  # logarithm: sum of the shifts told by the detector
+        self.since_drift = 1_000_000  # answers
+        self.num_drifts = 0
+        self.drift = Cusum()
+
+    def pack(self) -> list[float]:
+        levels = (self.level, self.spread, self.error, self.covered)
+        sums = (*self.drift.ups, *self.drift.downs)
+        return [
+            *(x for y in levels for x in y.pack()),
+            self.bias,
+            self.shifted,
+            self.since_drift,
+            self.num_drifts,
+            *sums,
+        ]
+
+    def unpack(self, numbers: Numbers) -> None:
+        for level in (self.level, self.spread, self.error, self.covered):
+            level.unpack(numbers)
+        self.bias = numbers.take(-20, 20)
+        self.shifted = numbers.take()
+        self.since_drift, self.num_drifts = int(numbers.take(0, MAX_COUNT)), int(numbers.take(0, MAX_COUNT))
+        self.drift.ups = Side(numbers.take(0), int(numbers.take(0)), numbers.take())
+        self.drift.downs = Side(numbers.take(0), int(numbers.take(0)), numbers.take())
+
+    def absorb(self, other: "KindNode") -> None:
+        share = _share(self.level.weight, other.level.weight)
+        self.bias += share * (other.bias - self.bias)
+        self.since_drift = min(self.since_drift, other.since_drift)
+        self.num_drifts += other.num_drifts
+        for mine, theirs in (
+            (self.level, other.level),
+            (self.spread, other.spread),
+            (self.error, other.error),
+            (self.covered, other.covered),
+        ):
+            mine.absorb(theirs)
+
+
+class FamilyNode:
+    """One model's answers: their level, their scatter, and which of the candidates has lately been best."""
+
+    def __init__(self) -> None:
+        self.level = Level()
+        self.spread = Level()
+        self.num_learnt = 0
+        self.offset = 0.0  # logarithm: median of what the blend leaves
+        self.losses = [0.0] * len(CANDIDATES)
+        self.gate = list(START_GATE)
+        self.profile = Profile()
+        self.conformal = Conformal(CONFORMAL_RATE)
+
+    def pack(self) -> list[float]:
+        plain = [self.num_learnt, self.offset, *self.losses, *self.gate]
+        nodes = (self.level, self.spread, self.profile, self.conformal)
+        return [*plain, *(x for node in nodes for x in node.pack())]
+
+    def unpack(self, numbers: Numbers) -> None:
+        self.num_learnt = int(numbers.take(0, MAX_COUNT))
+        self.offset = numbers.take(-20, 20)
+        self.losses = numbers.take_all(0, 1e10, num=len(CANDIDATES))
+        self.gate = numbers.take_all(0, 1, num=len(CANDIDATES))
+        if abs(sum(self.gate) - 1) > 1e-6:
+            raise ValueError("weights of candidates must add up to 1")
+        for node in (self.level, self.spread, self.profile, self.conformal):
+            node.unpack(numbers)
+
+    def absorb(self, other: "FamilyNode") -> None:
+        share = _share(self.num_learnt, other.num_learnt)
+        self.offset += share * (other.offset - self.offset)
+        self.losses = [a + b for a, b in zip(self.losses, other.losses, strict=True)]
+        self.gate = [a + share * (b - a) for a, b in zip(self.gate, other.gate, strict=True)]
+        self.conformal.absorb(other.conformal, share)
+        self.profile.absorb(other.profile)
+        self.level.absorb(other.level)
+        self.spread.absorb(other.spread)
+        self.num_learnt += other.num_learnt
+
+
+def _share(mine: float, theirs: float) -> float:
+    """Weight of what `theirs` observations taught beside `mine`; older ones than 200 are forgotten anyway."""
+    mine, theirs = min(mine, 200.0), min(theirs, 200.0)
+    return theirs / (mine + theirs) if theirs > 0 else 0.0
+
+
+class Table(Recent[Key, N], Generic[Key, N]):
+    """Nodes by key, bounded, with a form as plain data: rows of [key, numbers], the one written last at the end."""
+
+    def __init__(self, fresh: Callable[[], N], max_keys: int, key_of: Callable[[list[Any]], Key]) -> None:
+        """`key_of` makes a key of its plain form and raises `ValueError` if it is none."""
+        super().__init__(fresh, max_keys)
+        self._new = fresh
+        self._limit = max_keys
+        self._key_of = key_of
+
+    def pack(self) -> list[object]:
+        return [[list(key), node.pack()] for key, node in self.items() if _is_keepable(key)]
+
+    def unpack(self, rows: object) -> list[tuple[Key, N]]:
+        """Raises `ValueError`, naming what is wrong."""
+        if not isinstance(rows, list) or len(rows) > self._limit:
+            raise ValueError(f"a table must be a list of at most {self._limit} rows")
+        nodes = [self._unpack_row(row) for row in rows]
+        if len({key for key, _ in nodes}) < len(nodes):
+            raise ValueError("a table must not hold a key twice")
+        return nodes
+
+    def absorb(self, nodes: Iterable[tuple[Key, N]]) -> None:
+        """Beyond the bound what is known here stays."""
+        for key, node in reversed(list(nodes)):
+            mine = self.read(key)
+            if mine is None:
+                self.add_oldest(key, node)
+            else:
+                mine.absorb(node)
+
+    def _unpack_row(self, row: object) -> tuple[Key, N]:
+        if not isinstance(row, list) or len(row) != 2 or not isinstance(row[0], list):
+            raise ValueError("a row must hold a key and numbers")
+        numbers, node = Numbers(row[1]), self._new()
+        node.unpack(numbers)
+        numbers.end()
+        return self._key_of(row[0]), node
+
+
+def _is_keepable(key: tuple[object, ...]) -> bool:
+    return all(is_keepable(part) for part in key if isinstance(part, str))
+
+
+def _key(*kinds: type | tuple[type, ...]) -> Callable[[list[Any]], Any]:
+    """Makes keys of plain lists whose parts are of these kinds."""
+
+    def key_of(parts: list[Any]) -> tuple[Any, ...]:
+        fits = len(parts) == len(kinds) and all(
+            type(part) in (kind if isinstance(kind, tuple) else (kind,)) and _is_keepable((part,))
+            for part, kind in zip(parts, kinds, strict=True)
+        )
+        if not fits or any(type(part) is int and abs(part) > MAX_COUNT for part in parts):
+            raise ValueError("a key must hold short names and numbers of its kind")
+        return tuple(parts)
+
+    return key_of
+
+
+class Memory:
+    """All that was learnt."""
+
+    def __init__(self, max_tenants: int) -> None:
+        few = max(1, min(max_tenants, 20_000))
+        self.num_learnt = 0
+        self.everything: Table[tuple[str], Level] = Table(Level, 1, _key(str))
+        self.families: Table[tuple[str, bool], FamilyNode] = Table(FamilyNode, 512, _key(str, bool))
+        self.kinds: Table[tuple[str, bool, str], KindNode] = Table(KindNode, 1024, _key(str, bool, str))
+        self.tenants: Table[tuple[str, str], TenantNode] = Table(TenantNode, max_tenants, _key(str, str))
+        self.own: Table[tuple[str, str, str], OwnNode] = Table(OwnNode, max_tenants, _key(str, str, str))
+        self.sessions: Table[tuple[str, str], SessionNode] = Table(SessionNode, few, _key(str, str))
+        self.templates: Table[tuple[str, str | int], Level] = Table(Level, few, _key(str, (str, int)))
+        self.prompts: Table[tuple[str, int], Level] = Table(Level, few, _key(str, int))
+        self.tenant_sizes: Table[tuple[str, str, int], Window] = Table(Window, few, _key(str, str, int))
+        self.sizes: Table[tuple[str, int], Window] = Table(Window, few, _key(str, int))
+        self.figures = Ridge(np.zeros(NUM_DENSE), penalty=10.0)
+        self.words = Words(1 << TABLE_BITS, step=0.3)
+        self.blend = Ridge(np.array(START_WEIGHTS), penalty=5.0)
+
+    def pack(self) -> dict[str, object]:
+        """Plain data: numbers, bytes and names of models, tenants and categories. No text, digests only."""
+        parts = {name: part.pack() for name, part in {**self._tables(), **self._models()}.items()}
+        return {"version": STATE_VERSION, "num_learnt": self.num_learnt, **parts}
+
+    def unpack(self, state: Mapping[str, object]) -> None:
+        """Fill a fresh memory. Raises `ValueError` for another version or anything else; throw it away then."""
+        version = state.get("version")
+        if type(version) is not int or version != STATE_VERSION:
+            raise ValueError(f"a state of version {version!r}, and only {STATE_VERSION} is known here")
+        num_learnt = state.get("num_learnt")
+        if type(num_learnt) is not int or not 0 <= num_learnt <= MAX_COUNT:
+            raise ValueError("num_learnt must be a count")
+        self.num_learnt = num_learnt
+        for part, table in self._tables().items():
+            table.replace(table.unpack(state.get(part)))
+        for part, model in self._models().items():
+            model.unpack(state.get(part))
+
+    def absorb(self, other: "Memory") -> None:
+        """Add what another replica learnt."""
+        if other.num_learnt == 0:
+            return
+        for name, table in self._tables().items():
+            table.absorb(other._tables()[name].items())
+        self.figures.absorb(other.figures)
+        self.blend.absorb(other.blend)
+        self.words.absorb(other.words)
+        self.num_learnt += other.num_learnt
+
+    def _tables(self) -> dict[str, Table[Any, Any]]:
+        return {name: part for name, part in vars(self).items() if isinstance(part, Table)}
+
+    def _models(self) -> dict[str, Ridge | Words]:
+        return {"figures": self.figures, "words": self.words, "blend": self.blend}
