@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import pytest
 
@@ -30,6 +30,8 @@ def session_of(*messages: tuple[str, str], tenant: str = "", session: str = "") 
         ("Summarise the following ticket:\r\nprinter on fire", "Summarise the following ticket:\r\nno paper"),
         ("Translate this text to French\nGood morning", "Translate this text to French\nGood night"),
         ("Hello,\nplease translate this: yes", "Hello,\nplease translate this: no"),
+        ("Sort these numbers\nthree one two", "Sort these numbers\nfour six five"),
+        ("Sort these:\r\nthree one two", "Sort these:\r\nfour six five"),
         ("Ticket 4711: printer on fire", "Ticket 12: no paper"),
         ("At 2026-11-25T10:15:00Z explain the error", "At 2025-01-02T03:04:05Z explain the error"),
         ("On Monday, 3 March 2025 who was there?", "On Friday, 12 June 2026 who was there?"),
@@ -42,7 +44,8 @@ def session_of(*messages: tuple[str, str], tenant: str = "", session: str = "") 
         ("Read https://example.com/a?b=c and report", "Read http://example.org:80/d and report"),
         ('Translate "good morning" to French', 'Translate "see you: soon" to French'),
         ("Translate “good morning” to French", "Translate “see you soon” to French"),
-        ("一言で要約してください：今日は晴れ", "一言で要約してください：明日は雨"),  # noqa: RUF001
+        ("要約：今日は晴れ", "要約：明日は雨"),  # noqa: RUF001
+        ("要約してください今日は晴れ", "要約してください明日は雨"),
     ],
 )
 def test_prompts_that_differ_in_their_data_only_are_of_one_template(one: str, other: str) -> None:
@@ -54,6 +57,8 @@ def test_prompts_that_differ_in_their_data_only_are_of_one_template(one: str, ot
     [
         ("Summarise the following ticket: x", "Translate the following ticket: x"),
         ("List three capitals", "List three rivers"),
+        ("Hello\nexplain the rain", "Hello\ndescribe the rain"),
+        ("(1): explain the rain", "(1): describe the rain"),
         ("要約してください", "翻訳してください"),
         ("Résumez ce texte", "Traduisez ce texte"),
     ],
@@ -211,6 +216,10 @@ class Measured(str):
         self.taken += len(self)
         return super().encode(encoding, errors)
 
+    def replace(self, *changes: Any) -> str:
+        self.taken += len(self)
+        return super().replace(*changes)
+
 
 def test_of_a_very_long_text_a_bounded_part_is_read() -> None:
     texts = [Measured("wörter " * 1_500_000) for _ in range(4)]
@@ -236,3 +245,4 @@ def test_many_tools_are_counted_and_the_first_of_them_read() -> None:
     tools = [Measured("x" * 100_000) for _ in range(1000)]
     assert 1000 == read_traits([("user", "hi")], tools=tools).tools
     assert 0 == tools[-1].taken
+    assert 1000 > max(tool.taken for tool in tools)

@@ -120,10 +120,9 @@ def _head(prompt: str) -> bytes:
     if '"' in start or "\u201c" in start or "\u00ab" in start:
         start = _QUOTED.sub(" ", start)
     words: list[bytes] = []
-    for line in start.split("\n"):
-        instruction, colon, _ = f"{line} ".partition(": ")
-        words += _words(instruction)
-        if (colon and words) or len(words) >= _FEW_WORDS:
+    for line in start.replace(": ", ":\n").split("\n"):
+        words += _words(line)
+        if len(words) >= _FEW_WORDS or (words and line.endswith(":")):
             break
     return b" ".join(words[:HEAD_WORDS])
 
