@@ -1,11 +1,11 @@
-"""What prediction costs on the way of a request: microseconds per call of estimators, token counters, classifier.
+"""What prediction costs on the way of a request: microseconds per call of estimators, counters and classifiers.
 
     python benchmarks/estimators.py [--repeats 15] [--tokenizer FILE] [--json FILE]
 
 `predict` and `learn` of every estimator; for prompts of 250 bytes, 1 kB and 4 kB `count` and `learn` of every token
-counter, `classify`, and `describe`, which classifies and counts (with the default counter) as the gateway does. 200
-different prompts of each size take turns. Each figure is the median over the repeats, in processor time; what the
-loop around the calls takes is in it.
+counter, `classify` and `learn` of every classifier, and `describe`, which classifies and counts (by default) as the
+gateway does. 200 different prompts of each size take turns. Each figure is the median over the repeats, in
+processor time; what the loop around the calls takes is in it.
 
 The tokenizer is `FILE`, a `tokenizer.json`, or one of 8,000 byte-level pieces made from this project's own pages.
 Without the extra `tokenizer` it is left out.
@@ -30,9 +30,18 @@ from typing import NamedTuple
 
 from driftsched.bench.prompts import draw_prompt
 from driftsched.core.model import Request, Tenant, Tier, Usage
-from driftsched.estimators import COUNTERS, DEFAULT_COUNTER, ESTIMATORS, create_counter, create_estimator
+from driftsched.estimators import (
+    CLASSIFIERS,
+    COUNTERS,
+    DEFAULT_CLASSIFIER,
+    DEFAULT_COUNTER,
+    ESTIMATORS,
+    create_classifier,
+    create_counter,
+    create_estimator,
+)
 from driftsched.estimators.calibrated import MAX_KEYS
-from driftsched.estimators.categories import CATEGORIES, KeywordClassifier
+from driftsched.estimators.categories import CATEGORIES
 from driftsched.estimators.describe import PromptDescriber
 from driftsched.sim.conditions import capture_conditions, capture_environment, source_commit
 
@@ -146,12 +155,15 @@ def _own_tokenizer(folder: Path) -> Path:
 
 
 def _describers(repeats: int) -> Iterator[Figure]:
-    classifier = KeywordClassifier()
-    describer = PromptDescriber(classifier, create_counter(DEFAULT_COUNTER))
+    describer = PromptDescriber(create_classifier(DEFAULT_CLASSIFIER), create_counter(DEFAULT_COUNTER))
     for size in PROMPT_BYTES:
         requests = _requests(size)
         prompts = [(request.prompt,) for request in requests]
-        yield Figure("classify", "keywords", size, _microseconds(classifier.classify, prompts, repeats))
+        for name in CLASSIFIERS.names():
+            classifier = create_classifier(name)
+            learning = _microseconds(classifier.learn, prompts, repeats)  # first: a guess needs something to go by
+            yield Figure("classify", name, size, _microseconds(classifier.classify, prompts, repeats))
+            yield Figure("learn", name, size, learning)
         describing = _microseconds(describer.describe, [(request,) for request in requests], repeats)
         yield Figure("describe", DEFAULT_COUNTER, size, describing)
 

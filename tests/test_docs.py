@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from driftsched.core.registry import Registry
-from driftsched.estimators import ESTIMATORS
+from driftsched.estimators import CLASSIFIERS, ESTIMATORS
 from driftsched.policies import POLICIES
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +45,15 @@ def test_every_policy_and_estimator_is_in_its_index_and_in_the_changelog(folder:
 def test_there_is_no_page_of_a_policy_or_estimator_that_does_not_exist(folder: str) -> None:
     pages = {path.stem for path in (ROOT / "docs" / folder).glob("*.md")} - {"index"}
     assert set(REGISTRIES[folder].names()) == pages
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS.names())
+def test_every_classifier_and_its_options_are_documented_and_in_the_changelog(name: str) -> None:
+    page = (ROOT / "docs" / "classification.md").read_text()
+    assert f"\n## {name}\n" in page
+    for option in inspect.signature(type(CLASSIFIERS.create(name))).parameters:
+        assert f"\n| `{option}` |" in page
+    assert f"`{name}`" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("page", ["benchmarks/README.md", "CONTRIBUTING.md"])

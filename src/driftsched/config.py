@@ -31,7 +31,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A policy, an estimator or a token counter: its name and its options."""
+    """A policy, an estimator, a token counter or a classifier: its name and its options."""
 
     name: str
     options: dict[str, Any] = {}
@@ -114,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: PartSettings = PartSettings("fair")
     estimator: PartSettings = PartSettings("calibrated")
     token_counter: PartSettings = PartSettings("bytes")
+    classifier: PartSettings = PartSettings("rules")
     tenants: list[TenantSettings] = []
     allow_anonymous: bool = False
     """Serve callers without a key although others than this machine can connect."""

@@ -167,6 +167,7 @@ async def _gateway(scene: Scene, arm: Arm) -> AsyncIterator[str]:
             "engines": [{"url": engine_url, "max_inflight": scene.max_inflight}],
             "policy": {"name": arm.policy},
             "estimator": {"name": arm.estimator},
+            "classifier": {"name": "keywords"},  # as the simulated engine tells its prompts apart
             "tenants": [{"id": name, "tier": tier.label} for name, tier in TENANTS.items()],
             "state": {"path": None},  # every policy starts knowing nothing
         }

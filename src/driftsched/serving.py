@@ -22,8 +22,7 @@ from driftsched.core.protocols import Engine, Listener
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.pool import EnginePool
-from driftsched.estimators import create_counter, create_estimator
-from driftsched.estimators.categories import KeywordClassifier
+from driftsched.estimators import create_classifier, create_counter, create_estimator
 from driftsched.estimators.describe import PromptDescriber
 from driftsched.gateway.app import Gateway, Readiness
 from driftsched.gateway.catalogue import DEFAULT_SLOTS, Catalogue
@@ -58,17 +57,20 @@ def build_gateway(
 
     Whoever made `journal` and `state` closes them, once the gateway has come to rest, and starts `state` before.
     """
-    policy, estimator, counter = settings.policy, settings.estimator, settings.token_counter
+    policy, estimator = settings.policy, settings.estimator
+    counter, classifier = settings.token_counter, settings.classifier
     made_estimator = create_estimator(estimator.name, **estimator.options)
     made_counter = create_counter(counter.name, **counter.options)
+    made_classifier = create_classifier(classifier.name, **classifier.options)
     if state is not None:
         state.keep(f"estimator {estimator.name}", made_estimator)
         state.keep(f"token_counter {counter.name}", made_counter)
+        state.keep(f"classifier {classifier.name}", made_classifier)
     metrics = PrometheusListener(policy=policy.name, estimator=estimator.name, version=__version__)
     scheduler = Scheduler(
         policy=create_policy(policy.name, **policy.options),
         estimator=made_estimator,
-        describer=PromptDescriber(KeywordClassifier(), made_counter),
+        describer=PromptDescriber(made_classifier, made_counter),
         queue=queue,
         bounds=settings.limits.bounds(),
         max_wait_seconds=settings.max_wait_by_tier(),

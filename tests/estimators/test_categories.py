@@ -2,7 +2,14 @@
 
 import pytest
 
-from driftsched.estimators.categories import BASE_TOKENS, CATEGORIES, KeywordClassifier, base_tokens, input_factor
+from driftsched.estimators.categories import (
+    BASE_TOKENS,
+    CATEGORIES,
+    OTHER,
+    KeywordClassifier,
+    base_tokens,
+    input_factor,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,11 @@ def test_the_most_frequent_keywords_decide_and_ties_go_in_order(prompt: str, cat
 def test_the_classifier_knows_no_other_categories() -> None:
     assert CATEGORIES == tuple(BASE_TOKENS)
     assert BASE_TOKENS == {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
+
+
+def test_the_base_length_of_none_of_them_lies_between_theirs() -> None:
+    assert OTHER not in CATEGORIES
+    assert min(BASE_TOKENS.values()) < base_tokens(OTHER) < max(BASE_TOKENS.values())
 
 
 def test_an_unknown_category_counts_as_a_short_question() -> None:

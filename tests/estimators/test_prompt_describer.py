@@ -12,6 +12,19 @@ def describer(counter: str = "whitespace") -> Describer:
     return PromptDescriber(KeywordClassifier(), create_counter(counter))
 
 
+class Attentive:
+    """A classifier that remembers what it was taught."""
+
+    def __init__(self) -> None:
+        self.taught: list[str] = []
+
+    def classify(self, prompt: str) -> str:
+        return "summary"
+
+    def learn(self, prompt: str) -> None:
+        self.taught.append(prompt)
+
+
 def test_category_and_prompt_tokens_are_filled_in() -> None:
     described = describer().describe(request_of("", prompt="Write a detailed report."))
     assert ("report", 4) == (described.category, described.prompt_tokens)
@@ -40,3 +53,12 @@ def test_the_engines_count_reaches_the_counter() -> None:
     for _ in range(100):
         by_bytes.learn(request_of(prompt_bytes=1000), Usage(500, 10))
     assert by_bytes.describe(request_of(prompt_bytes=1000)).prompt_tokens in range(495, 506)
+
+
+def test_a_classifier_is_taught_what_was_served() -> None:
+    classifier = Attentive()
+    attentive = PromptDescriber(classifier, create_counter("bytes"))
+    described = attentive.describe(request_of("", prompt="one two"))
+    assert ("summary", []) == (described.category, classifier.taught)
+    attentive.learn(described, Usage(2, 10))
+    assert ["one two"] == classifier.taught

@@ -6,6 +6,12 @@ BASE_TOKENS: Mapping[str, int] = {"short_qa": 64, "summary": 256, "technical": 3
 """Completion tokens expected of each category before anything is learnt (T_base of the reference)."""
 
 CATEGORIES = tuple(BASE_TOKENS)
+"""Those of the reference."""
+
+OTHER = "other"
+"""None of them, or not to be told."""
+OTHER_TOKENS = 256
+"""Near the geometric mean of the others' base lengths (238): wrong by the same factor whichever of them it was."""
 
 _UNMARKED = "short_qa"
 
@@ -19,6 +25,8 @@ _KEYWORDS: Mapping[str, tuple[str, ...]] = {
 
 def base_tokens(category: str) -> int:
     """Completion tokens expected of `category`; an unknown one counts as `short_qa`."""
+    if category == OTHER:
+        return OTHER_TOKENS
     return BASE_TOKENS.get(category, BASE_TOKENS[_UNMARKED])
 
 
@@ -42,3 +50,6 @@ class KeywordClassifier:
         scores = {category: sum(map(text.count, keywords)) for category, keywords in _KEYWORDS.items()}
         best = max(scores, key=lambda category: scores[category])
         return best if scores[best] else _UNMARKED
+
+    def learn(self, prompt: str) -> None:
+        """Learns nothing."""

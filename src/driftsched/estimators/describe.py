@@ -11,7 +11,11 @@ class Classifier(Protocol):
     """Tells what kind of request a prompt is."""
 
     def classify(self, prompt: str) -> str:
-        """A category. Pure."""
+        """A category, of a handful. Pure: the same state and prompt give the same one."""
+        ...
+
+    def learn(self, prompt: str) -> None:
+        """A prompt that was served. What is kept of it must be bounded, and no text."""
         ...
 
 
@@ -32,4 +36,5 @@ class PromptDescriber:
         )
 
     def learn(self, request: Request, usage: Usage) -> None:
+        self._classifier.learn(request.prompt)
         self._counter.learn(request, usage)
