@@ -102,3 +102,22 @@ def test_an_error_that_stays_has_not_recovered_and_too_few_rows_tell_nothing() -
     assert followed(drift, [110.0] * 400, rows)["recovered_after"] is None
     found = followed(drift, [110.0] * 400, rows, warmup=180)
     assert (None, None) == (found["before"], found["recovered_after"])
+
+
+def test_the_old_error_is_that_of_the_latest_predictions_whose_length_is_known() -> None:
+    rows = [
+        Row(100, arrived_at=float(number), finish_reason="length" if number % 2 else "") for number in range(900)
+    ]
+    drift = Drift(0.9, 2.0)
+    said = Said(np.full(900, 100.0), np.array([1.0] * 200 + [110.0] * 700), {})
+    said.predicted[1::2] = 1.0
+    found = recovery(drift, said, rows, timeline(rows, AT_ONCE), 0)
+    assert pytest.approx(np.log(1.1)) == found["before"]
+    assert pytest.approx(np.log(1.1)) == found["first"]
+
+
+def test_a_long_past_does_not_count() -> None:
+    rows = [Row(100, arrived_at=float(number)) for number in range(1000)]
+    said = Said(np.full(1000, 100.0), np.array([1.0] * 200 + [110.0] * 800), {})
+    found = recovery(Drift(0.5, 2.0), said, rows, timeline(rows, AT_ONCE), 0)
+    assert pytest.approx(np.log(1.1)) == found["before"]

@@ -77,6 +77,24 @@ def test_a_prompt_without_text_has_four_bytes_a_token(tmp_path: Path) -> None:
     assert 400 == read(tmp_path, b"prompt_tokens,completion_tokens\n100,5\n")[0].prompt_bytes
 
 
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path) -> None:
+    for content in (b'{"completion_tokens": 4}', b"completion_tokens\n4\n"):
+        assert [4] == [row.completion_tokens for row in read(tmp_path, b"\xef\xbb\xbf" + content)]
+
+
+def test_no_limit_is_written_as_nothing_or_nought(tmp_path: Path) -> None:
+    rows = read(tmp_path, b"completion_tokens,max_tokens\n4,\n4,0\n4,1000000000\n")
+    assert [None, None, 1_000_000_000] == [row.max_tokens for row in rows]
+
+
+def test_reading_leaves_the_csv_module_as_it_was(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    read(tmp_path, b"completion_tokens\n4\n")
+    with pytest.raises(ConfigError):
+        read(tmp_path, b"completion_tokens\nx\n")
+    assert before == csv.field_size_limit()
+
+
 def test_names_may_be_numbers(tmp_path: Path) -> None:
     content = b'{"completion_tokens": 1, "tenant": 7, "model": 3.0}\n{"completion_tokens": 1, "tenant": null}\n'
     assert [("7", "3"), ("default", "")] == [(row.tenant, row.model) for row in read(tmp_path, content)]

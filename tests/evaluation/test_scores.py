@@ -91,3 +91,20 @@ def test_blocks_hold_every_row_once_in_order() -> None:
     assert (20, 103) == (len(made), sum(block["rows"] for block in made))
     assert pytest.approx(scores.mae(given)) == sum(block["rows"] * block["mae"] for block in made) / 103
     assert 3 == len(scores.blocks(drawn(1, 3, 50)))
+
+
+def test_reliability_parts_are_by_prediction_and_never_split_equal_ones() -> None:
+    given = said([9, 1, 3, 2, 30, 40], [7, 5, 5, 5, 70, 70])
+    parts = scores.reliability(given)
+    assert [(3, 5.0, 2.0), (1, 7.0, 9.0), (2, 70.0, 35.0)] == [
+        (part["rows"], part["predicted"], part["actual"]) for part in parts
+    ]
+    even = scores.reliability(drawn(3, 1000, 100_000))
+    assert [100] * 10 == [part["rows"] for part in even]
+    assert [part["predicted"] for part in even] == sorted(part["predicted"] for part in even)
+
+
+def test_groups_are_the_largest_ones_each_with_its_own_error() -> None:
+    given = said([10, 20, 30, 40], [11, 20, 33, 41])
+    found = scores.by_group(given, ["a", "b", "a", "c"], most=2)
+    assert {"a": (2, 2.0), "b": (1, 0.0)} == {name: (part["rows"], part["mae"]) for name, part in found.items()}

@@ -4,8 +4,11 @@ import pytest
 
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Estimate, Request, Usage
+from driftsched.estimators.categories import KeywordClassifier
+from driftsched.estimators.describe import PromptDescriber
+from driftsched.estimators.tokens import BytesCounter
 from driftsched.evaluation.rows import Row
-from driftsched.evaluation.stream import Pace, run, timeline
+from driftsched.evaluation.stream import Pace, describe, run, timeline
 
 PACE = Pace(first_token_seconds=1, seconds_per_token=0.1, inflight=2)
 
@@ -54,6 +57,21 @@ def test_an_answer_is_learnt_when_it_would_have_finished_and_not_before() -> Non
 def test_requests_that_come_together_know_nothing_of_one_another() -> None:
     entries = play([Row(5, arrived_at=7.0) for _ in range(3)], Diary())
     assert ["predict 0", "predict 1", "predict 2", "learn 0", "learn 1", "learn 2"] == entries
+
+
+def test_the_clock_begins_with_the_first_request() -> None:
+    assert [0.0, 1.5] == list(
+        timeline([Row(5, arrived_at=1.75e9), Row(5, arrived_at=1.75e9 + 1.5)], PACE).arrived_at
+    )
+
+
+def test_prompt_lengths_that_are_missing_are_estimated_from_those_that_finished() -> None:
+    rows = [
+        Row(5, prompt="word", prompt_bytes=600, prompt_tokens=100 if number < 50 else 0) for number in range(60)
+    ]
+    described = describe(rows, timeline(rows, PACE), PromptDescriber(KeywordClassifier(), BytesCounter()))
+    assert 100 == described[0].prompt_tokens
+    assert pytest.approx(100, rel=0.1) == described[59].prompt_tokens  # at 4 bytes a token it would be 150
 
 
 def test_without_times_rows_come_so_that_the_number_being_served_is_as_asked() -> None:

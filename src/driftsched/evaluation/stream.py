@@ -50,7 +50,7 @@ def timeline(rows: Sequence[Row], pace: Pace) -> Timeline:
     service = np.array([pace.service_seconds(row) for row in rows])
     gap = service.mean() / pace.inflight
     arrived = np.array([i * gap if row.arrived_at is None else row.arrived_at for i, row in enumerate(rows)])
-    arrived -= arrived[0]  # epochs leave no room for the fractions of a second
+    arrived -= arrived[0]  # estimators see a clock that began with the data, whatever the file's began with
     order = np.argsort(arrived + service, kind="stable")
     # the first request that comes no earlier than the answer of another has finished; never that other itself
     slots = np.maximum(np.searchsorted(arrived, (arrived + service)[order], side="left"), order + 1)
