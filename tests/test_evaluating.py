@@ -8,7 +8,9 @@ from typer.testing import CliRunner
 
 from driftsched import evaluating
 from driftsched.cli import app
+from driftsched.config import Settings
 from driftsched.core.errors import ConfigError
+from driftsched.estimators import DEFAULT_CLASSIFIER
 from driftsched.evaluation.drift import Drift
 from driftsched.evaluation.rows import Row
 
@@ -49,7 +51,12 @@ def test_the_oracle_makes_no_error_and_the_references_learn_what_there_is_to_lea
 
 
 def test_answers_that_were_cut_are_counted_apart() -> None:
-    rows = [Row(50), Row(50, finish_reason="length"), Row(200, finish_reason="cancelled"), Row(50, max_tokens=50)]
+    rows = [
+        Row(50, category="short_qa"),
+        Row(50, category="short_qa", finish_reason="length"),
+        Row(200, category="short_qa", finish_reason="cancelled"),
+        Row(50, category="short_qa", max_tokens=50),
+    ]
     found = evaluating.evaluate(rows, ["static"])
     assert 2 == found["cut_rows"]
     scores = found["estimators"]["static"]
@@ -73,8 +80,18 @@ def test_frozen_estimators_have_learnt_the_warm_up_and_nothing_else() -> None:
     assert static["mae"] == off["mae"]
 
 
+def test_categories_are_told_as_the_gateway_tells_them_or_as_asked() -> None:
+    rows = [Row(50, prompt="Name the capital of France."), Row(500, prompt="Write a long story about a fox.")] * 5
+    by_rules = evaluating.evaluate(rows, ["static"])
+    assert DEFAULT_CLASSIFIER == Settings().classifier.name == by_rules["classifier"]
+    by_keywords = evaluating.evaluate(rows, ["static"], classifier="keywords")
+    assert {"short_qa"} == set(by_keywords["estimators"]["static"]["by_category"])
+    with pytest.raises(ConfigError, match="unknown classifier 'guess'"):
+        evaluating.evaluate(rows, ["static"], classifier="guess")
+
+
 def test_a_drift_is_followed_by_who_learns() -> None:
-    rows = [Row(64 + number % 5) for number in range(600)]
+    rows = [Row(64 + number % 5, category="short_qa") for number in range(600)]
     document = evaluating.evaluate(rows, ["static", "calibrated"], warmup=100, drifts=[Drift(0.5, 2.0)])
     (static,), (calibrated,) = (document["estimators"][name]["drift"] for name in ("static", "calibrated"))
     assert (None, "0.5:2") == (static["recovered_after"], static["drift"])

@@ -15,6 +15,9 @@ def evaluate(
         ),
     ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Leave the first so many rows out of the scores.")] = 0,
+    classifier: Annotated[
+        str, typer.Option(help="Who tells the category of a prompt: rules, or keywords as in the paper.")
+    ] = "rules",
     inflight: Annotated[
         float, typer.Option(min=0.001, help="Requests served at once, for data without arrived_at.")
     ] = 32,
@@ -58,6 +61,7 @@ def evaluate(
         estimator,
         warmup=warmup,
         pace=Pace(first_token_seconds, seconds_per_token, inflight),
+        classifier=classifier,
         drifts=[parse_drift(text) for text in drift or []],
         ablation=ablation,
         json=json,

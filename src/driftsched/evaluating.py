@@ -12,8 +12,14 @@ from msgspec.structs import replace
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Request
 from driftsched.core.protocols import Estimator
-from driftsched.estimators import DEFAULT_COUNTER, ESTIMATORS, create_counter, create_estimator
-from driftsched.estimators.categories import KeywordClassifier
+from driftsched.estimators import (
+    DEFAULT_CLASSIFIER,
+    DEFAULT_COUNTER,
+    ESTIMATORS,
+    create_classifier,
+    create_counter,
+    create_estimator,
+)
 from driftsched.estimators.describe import PromptDescriber
 from driftsched.evaluation.document import FROZEN, Document, judged, said_of, text
 from driftsched.evaluation.drift import Drift, inject, recovery
@@ -66,10 +72,13 @@ def default_estimators() -> list[str]:
     return [name for name in DEFAULT_ESTIMATORS if name in known]
 
 
-def prepare(rows: Sequence[Row], pace: Pace) -> tuple[Timeline, list[Request]]:
-    """When rows come and end, and the requests that a gateway would have seen."""
+def prepare(
+    rows: Sequence[Row], pace: Pace, classifier: str = DEFAULT_CLASSIFIER
+) -> tuple[Timeline, list[Request]]:
+    """When rows come and end, and the requests that a gateway would have seen. Raises `ConfigError`."""
     times = timeline(rows, pace)
-    return times, describe(rows, times, PromptDescriber(KeywordClassifier(), create_counter(DEFAULT_COUNTER)))
+    describer = PromptDescriber(create_classifier(classifier), create_counter(DEFAULT_COUNTER))
+    return times, describe(rows, times, describer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,7 @@ def evaluate(
     *,
     warmup: int = 0,
     pace: Pace | None = None,
+    classifier: str = DEFAULT_CLASSIFIER,
     drifts: Sequence[Drift] = (),
     ablation: bool = False,
     data: str = "",
@@ -115,11 +125,11 @@ def evaluate(
     ]
     for arm in arms:
         make(arm.spec, rows)  # before any work: a wrong name is the commonest mistake
-    times, requests = prepare(rows, pace)
+    times, requests = prepare(rows, pace, classifier)
     categories = [request.category for request in requests]
     if drifts:
         rows = inject([replace(row, category=kind) for row, kind in zip(rows, categories, strict=True)], drifts)
-        times, requests = prepare(rows, pace)
+        times, requests = prepare(rows, pace, classifier)
     results = {}
     for arm in arms:
         progress(arm.name)
@@ -136,6 +146,7 @@ def evaluate(
         "rows": len(rows) - warmup,
         "warmup": warmup,
         "data": data,
+        "classifier": classifier,
         "drifts": [drift.label for drift in drifts],
         "pace": asdict(pace),
         "inflight_mean": _inflight_mean(rows, times, pace),
@@ -155,6 +166,7 @@ def run_evaluate(
     *,
     warmup: int = 0,
     pace: Pace | None = None,
+    classifier: str = DEFAULT_CLASSIFIER,
     drifts: Sequence[Drift] = (),
     ablation: bool = False,
     json: Path | None = None,
@@ -173,6 +185,7 @@ def run_evaluate(
         estimators,
         warmup=warmup,
         pace=pace,
+        classifier=classifier,
         drifts=drifts,
         ablation=ablation,
         data=path.name,

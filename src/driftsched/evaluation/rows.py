@@ -9,8 +9,8 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from math import isfinite, nan
@@ -96,7 +96,8 @@ def read_rows(path: Path, tell: Callable[[str], None] = lambda _: None) -> list[
     `ConfigError` for whatever is wrong with the file.
     """
     seen: set[str] = set()
-    rows = [_row(columns) for columns in _records(path, seen)]
+    with closing(_records(path, seen)) as records:
+        rows = [_row(columns) for columns in records]
     if not rows:
         raise ConfigError(f"{path}: no requests: the file is empty")
     if unknown := sorted(seen - _COLUMNS):
@@ -135,7 +136,7 @@ class _Columns:
         return ConfigError(f"{self._place}: {name}: {problem}")
 
 
-def _records(path: Path, seen: set[str]) -> Iterator[_Columns]:
+def _records(path: Path, seen: set[str]) -> Generator[_Columns, None, None]:
     """Each row of the file; adds the names of its columns to `seen`."""
     with _opened(path) as file:
         lines = _lines(path, file)
