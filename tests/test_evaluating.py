@@ -11,6 +11,7 @@ from driftsched.cli import app
 from driftsched.config import Settings
 from driftsched.core.errors import ConfigError
 from driftsched.estimators import DEFAULT_CLASSIFIER
+from driftsched.evaluation.document import text
 from driftsched.evaluation.drift import Drift
 from driftsched.evaluation.rows import Row
 
@@ -65,6 +66,14 @@ def test_answers_that_were_cut_are_counted_apart() -> None:
     assert pytest.approx((14 + 14 + 136) / 4) == scores["mae"]
 
 
+def test_the_table_shows_how_the_bias_moves() -> None:
+    rows = [Row(64, category="short_qa") for _ in range(100)] + [Row(128, category="short_qa") for _ in range(100)]
+    shown = text(evaluating.evaluate(rows, ["static", "oracle"]))
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["bias", "over", "time", "1/5", "2/5", "3/5", "4/5", "5/5"] in lines
+    assert ["static", "+0.000", "+0.000", "-0.347", "-0.693", "-0.693"] in lines
+
+
 def test_an_estimator_can_be_given_options() -> None:
     found = evaluating.evaluate(ROWS, ["ema:alpha=0.5,feedback=false", "ema"])["estimators"]
     assert found["ema:alpha=0.5,feedback=false"]["mae"] != found["ema"]["mae"]
@@ -106,6 +115,17 @@ def test_a_page_is_written(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["evaluate", str(data), "--estimator", "median", "--html", str(page)])
     assert (0, "median\n") == (run.exit_code, run.stderr)
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_a_file_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
+    data, nowhere = tmp_path / "data.csv", tmp_path / "none" / "file"
+    data.write_text("completion_tokens\n5\n")
+    with pytest.raises(ConfigError, match="--json .*there is no directory"):
+        evaluating.run_evaluate(data, json=nowhere)
+    with pytest.raises(ConfigError, match="--html .*there is no directory"):
+        evaluating.run_evaluate(data, html=nowhere)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        evaluating.run_evaluate(data, ["median"], json=tmp_path, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,9 @@ def run_evaluate(
     quiet: bool = False,
 ) -> None:
     """Evaluate a file, print the tables, write the files. Raises `ConfigError`."""
+    for option, target in (("--json", json), ("--html", html)):
+        if target is not None and not target.parent.is_dir():
+            raise ConfigError(f"{option} {target}: there is no directory {target.parent}")  # before any work
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -193,6 +196,13 @@ def run_evaluate(
     )
     sys.stdout.write(text(document))
     if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        _write(json, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
     if html is not None:
-        html.write_text(render(document), encoding="utf-8")
+        _write(html, render(document).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None

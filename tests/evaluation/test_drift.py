@@ -55,11 +55,11 @@ def test_only_the_rows_of_its_kind_after_its_start_change() -> None:
 
 
 def test_a_changed_length_stays_within_its_limit_and_does_not_vanish() -> None:
-    rows = [Row(100), Row(100, max_tokens=120), Row(1), Row(0)]
-    longer = inject(rows, [Drift(0.1, 1.5)])
-    assert [150, 120, 2, 0] == [row.completion_tokens for row in longer]
+    rows = [Row(100), Row(100, max_tokens=120), Row(1), Row(0), Row(100, max_tokens=1)]
+    longer = inject(rows, [Drift(0.01, 1.5)])
+    assert [150, 120, 2, 0, 100] == [row.completion_tokens for row in longer]
     assert not longer[1].finished
-    assert [1, 1, 1, 0] == [row.completion_tokens for row in inject(rows, [Drift(0.1, 0.001)])]
+    assert [1, 1, 1, 0, 1] == [row.completion_tokens for row in inject(rows, [Drift(0.01, 0.001)])]
 
 
 def test_a_drift_of_nothing_is_refused() -> None:

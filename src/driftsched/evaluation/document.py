@@ -85,6 +85,7 @@ def text(document: Document) -> str:
     parts = [_heading(document), table([head, *body])]
     for kind in ("category", "model"):
         parts += _groups(kind, estimators)
+    parts.append(_bias_over_time(estimators))
     return "\n".join([*parts, *_recoveries(estimators)])
 
 
@@ -112,6 +113,21 @@ def _groups(kind: str, estimators: Mapping[str, Mapping[str, Any]], most: int = 
         for name in names
     ]
     return [table([head, *body])]
+
+
+def _bias_over_time(estimators: Mapping[str, Mapping[str, Any]], every: int = 4) -> str:
+    """Mean log of predicted / length, in fifths of the stream."""
+    body = []
+    for name, found in estimators.items():
+        blocks = found["over_time"]
+        fifths = [blocks[start : start + every] for start in range(0, len(blocks), every)]
+        body.append([name, *(f"{_weighted(blocks, 'bias'):+.3f}" for blocks in fifths)])
+    head = ["bias over time", *(f"{number + 1}/{len(body[0]) - 1}" for number in range(len(body[0]) - 1))]
+    return table([head, *body])
+
+
+def _weighted(blocks: Sequence[Mapping[str, Any]], key: str) -> float:
+    return float(sum(block["rows"] * block[key] for block in blocks) / sum(block["rows"] for block in blocks))
 
 
 def _recoveries(estimators: Mapping[str, Mapping[str, Any]]) -> list[str]:

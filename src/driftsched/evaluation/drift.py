@@ -85,7 +85,8 @@ def inject(rows: Sequence[Row], drifts: Sequence[Drift]) -> list[Row]:
 
 
 def _longer(row: Row, factor: float) -> Row:
-    length = min(round(row.completion_tokens * factor), MAX_TOKENS, row.max_tokens or MAX_TOKENS)
+    limit = max(row.max_tokens or MAX_TOKENS, row.completion_tokens)  # engines have been seen to exceed it
+    length = min(round(row.completion_tokens * factor), limit)
     return replace(row, completion_tokens=max(length, min(row.completion_tokens, 1)))
 
 
