@@ -40,6 +40,7 @@ def test_everything_can_be_set_in_a_file(tmp_path: Path) -> None:
         policy: {{name: aging, options: {{tiers_per_second: 0.1}}}}
         estimator: {{name: static}}
         token_counter: {{name: bytes}}
+        classifier: {{name: rules, options: {{reassign: false}}}}
         tenants:
           - {{id: alice, tier: premium, weight: 2, keys_sha256: ["{KEY}"]}}
         limits:
@@ -54,6 +55,7 @@ def test_everything_can_be_set_in_a_file(tmp_path: Path) -> None:
     assert EngineSettings("http://gpu-1:8000", "one", 64, "GPU_KEY") == settings.engines[0]
     assert ("0.0.0.0", 9000) == (settings.host, settings.port)
     assert ("aging", {"tiers_per_second": 0.1}) == (settings.policy.name, settings.policy.options)
+    assert ("rules", {"reassign": False}) == (settings.classifier.name, settings.classifier.options)
     assert [(KEY, Tenant("alice", Tier.PREMIUM, 2.0))] == settings.key_digests()
     assert {Tier.PREMIUM: 1.0, Tier.STANDARD: 2.5, Tier.BATCH: 3.0} == settings.max_wait_by_tier()
     assert JournalSettings("journal.db", 1000, 5_000_000, 7.0) == settings.journal

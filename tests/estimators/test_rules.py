@@ -19,8 +19,11 @@ WORKLOADS = {
 }
 
 
+FRESH = Rules()  # to classify changes nothing: a test below
+
+
 def is_right(category: str, prompt: str) -> bool:
-    return category == Rules().classify(prompt)
+    return category == FRESH.classify(prompt)
 
 
 def test_held_out_prompts_of_every_category_are_told_apart() -> None:
@@ -62,6 +65,15 @@ def test_the_prompts_of_our_workloads_are_classified_as_they_are_meant(workload:
         ("Write a line of 20 words for my card.", OTHER),
         ("I have a dog. He is old. Where does he sleep?", "short_qa"),
         ("I can see you", OTHER),
+        ("I have a dog, you know?", OTHER),
+        ("The sentiment is\nA. good\nB. bad", "short_qa"),
+        ("the cache is cold", OTHER),  # one word of a trade is not enough
+        ("a morse code function", OTHER),
+        ("Write a poem of 1,000 words", "report"),
+        ("x = 1\nif y:\n    z(x)", "technical"),
+        ("Sum up the match in one sentence.", "summary"),
+        ("A script where the cook sings", "report"),
+        ("What is a mutex?", "technical"),
         ("Pick one.\nA. red\nB. green", "short_qa"),
         ("Fasse zusammen, was im Protokoll steht.", "summary"),
         ("What\u2019s the tallest tree?", "short_qa"),
@@ -80,9 +92,10 @@ def test_what_says_nothing_is_left_without_a_verdict(prompt: str) -> None:
 
 
 def test_what_stands_far_down_in_a_long_prompt_changes_nothing() -> None:
-    head = "Summarize the following letter. " + "So it went on. " * 200
+    head = "So it went on. " * 200
     assert len(head) > MAX_CHARS
-    assert "summary" == Rules().classify(head + "def f(): pass; write a detailed report " * 1000)
+    assert OTHER == Rules().classify(head + "Summarize this.")
+    assert OTHER == Rules().classify(head + "```def f(): pass``` " * 1000)
 
 
 def test_instructions_at_the_end_of_a_shorter_prompt_are_read() -> None:
@@ -139,4 +152,4 @@ def test_what_was_learnt_survives_as_plain_data_and_adds_up() -> None:
 
 
 def test_the_categories_are_those_of_the_reference_and_other() -> None:
-    assert {*CATEGORIES, OTHER} == {Rules().classify(prompt) for _, prompt in HELD_OUT}
+    assert {*CATEGORIES, OTHER} == {FRESH.classify(prompt) for _, prompt in HELD_OUT}
