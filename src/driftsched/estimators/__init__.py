@@ -40,7 +40,7 @@ CLASSIFIERS: Registry[Classifier] = Registry(
     entry_point_group="driftsched.classifiers",
 )
 
-DEFAULT_ESTIMATOR = "calibrated"
+DEFAULT_ESTIMATOR = "adaptive"
 DEFAULT_COUNTER = "bytes"
 DEFAULT_CLASSIFIER = "rules"
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from math import exp, inf, log, log2
 from operator import mul
 from typing import Final, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ LOG_MAX: Final = log(MAX_LENGTH)
 
 STRENGTH: Final = 6.0
 """Observations that a node's parent counts for."""
+RESOLUTION: Final = log(1.05)
+"""Predictions for the order are told apart from 5 % on; finer differences are noise."""
 MIN_SPREAD: Final = 0.02
 """Mean absolute deviation, of logarithms, below which nothing is believed."""
 MAX_SURPRISE: Final = log(6)
@@ -157,7 +160,7 @@ class Adaptive:
         lengths = tuple(map(tokens, at))
         median = tokens(log50)
         return Estimate(
-            median,
+            min(_rounded(log50), limit),
             q50=median,
             q80=tokens(log80),
             q90=tokens(log90),
@@ -194,17 +197,18 @@ class Adaptive:
         size = (memory.sizes.read(keys.size) or _NO_WINDOW).median(lately_size)
         template = (memory.templates.read(keys.template) or _NO_LEVEL).value(0.0, 3.0)
         prompt = (memory.prompts.read(keys.prompt) or _NO_LEVEL).value(0.0, 1.0)
+        figures = _clip(memory.figures.predict(reading.dense), 1.5)
         experts = np.array(
             (
                 of_model - level,
-                _clip(memory.figures.predict(reading.dense), 1.5),
+                figures,
                 _clip(memory.words.predict(reading.words), 1.2),
                 session.level.value(0.0, 2.0) if session else 0.0,
                 template + prompt,
                 lately - level,
                 lately_size - level,
                 size - level,
-                _clip(self._scorer.score(reading.dense), 1.5) if self._scorer else 0.0,
+                _clip(self._scorer.score(reading.dense), 1.5) - figures if self._scorer else 0.0,
             )
         )
         blend = level + memory.blend.predict(experts) + kind.bias
@@ -249,7 +253,7 @@ class Adaptive:
         is_most = 2 * tenant.num_learnt >= family.num_learnt
         plausible = length if is_most else forecast.point + _clip(off, MAX_SURPRISE)
         self._learn_shared(basis, forecast, family, kind, plausible)
-        shift = _watch(kind, forecast, plausible)
+        shift = _watch(kind, forecast, plausible, who=crc32(keys.tenant[1].encode()), is_most=is_most)
         self._learn_own(basis, forecast, own, length)
         _set_apart(tenant, length - forecast.of_kind, is_most=is_most)
         return shift
@@ -383,13 +387,14 @@ def _start(request: Request) -> float:
     return log(base_tokens(request.category) * input_factor(request.prompt_tokens))
 
 
-def _watch(kind: KindNode, forecast: _Forecast, length: float) -> float | None:
+def _watch(kind: KindNode, forecast: _Forecast, length: float, *, who: int, is_most: bool) -> float | None:
     """Follow the bias of model and category; the factor of the shift if this answer raised the alarm."""
     kind.since_drift += 1
     left = length - forecast.blend
     gain = max(0.01, 1 / (kind.since_drift + 6))
     kind.bias = _clip(kind.bias + gain * _clip(left, 1.5), LOG_MAX)
-    shift = _clip(kind.drift.observe(_clip(left / forecast.spread, 100.0)) * forecast.spread, 2.0)
+    residual = _clip(left / forecast.spread, 100.0)
+    shift = _clip(kind.drift.observe(residual, who, is_alone=is_most) * forecast.spread, 2.0)
     if not shift:
         return None
     kind.level.move(shift)
@@ -431,6 +436,11 @@ def _chances(
         return longer
     left = max(1 - profile.share_below(residual), 0.05)
     return [max(known, min(1.0, (1 - target) / left)) for known, target in zip(longer, TARGETS, strict=True)]
+
+
+def _rounded(length: float) -> float:
+    """Whole tokens, in steps of `RESOLUTION`: what differs by less is no reason to overtake."""
+    return float(max(1, round(exp(round(min(length, LOG_MAX) / RESOLUTION) * RESOLUTION))))
 
 
 def _clip(value: float, limit: float) -> float:

@@ -15,6 +15,10 @@ class Side(NamedTuple):
     """Residuals since the total last stood at 0."""
     sum: float = 0.0
     """Their sum."""
+    source: int = 0
+    """Where the first of them came from."""
+    num_elsewhere: int = 0
+    """How many came from elsewhere."""
 
 
 class Cusum:
@@ -22,6 +26,9 @@ class Cusum:
 
     Each side adds what a residual exceeds `slack` and never falls below 0; at `threshold` it alarms. The mean since
     the side last stood at 0 estimates the shift, so whoever is told can correct at once instead of creeping after.
+
+    Residuals come from sources, and an alarm needs more than one of them, unless the caller says that one is all
+    there is: what one source does alone is no shift of the others.
 
     Source: Page, "Continuous Inspection Schemes", Biometrika 1954.
     """
@@ -35,19 +42,22 @@ class Cusum:
         self.ups = Side()
         self.downs = Side()
 
-    def observe(self, residual: float) -> float:
+    def observe(self, residual: float, source: int = 0, *, is_alone: bool = True) -> float:
         """Take in a residual, in mean absolute deviations; the estimated shift if it raised the alarm, else 0."""
-        self.ups = self._grown(self.ups, residual)
-        self.downs = self._grown(self.downs, -residual)
+        self.ups = self._grown(self.ups, residual, source)
+        self.downs = self._grown(self.downs, -residual, source)
         for side, sign in ((self.ups, 1), (self.downs, -1)):
-            if side.total > self.threshold:
+            if side.total > self.threshold and (is_alone or 4 * side.num_elsewhere >= side.num):
                 self.ups = self.downs = Side()
                 return sign * side.sum / side.num
         return 0.0
 
-    def _grown(self, side: Side, residual: float) -> Side:
-        total = side.total + min(residual, MAX_STEP) - self.slack
-        return Side(total, side.num + 1, side.sum + residual) if total > 0 else _NOTHING
+    def _grown(self, side: Side, residual: float, source: int) -> Side:
+        total = min(side.total + min(residual, MAX_STEP) - self.slack, 2 * self.threshold)
+        if total <= 0:
+            return _NOTHING
+        first = side.source if side.num else source
+        return Side(total, side.num + 1, side.sum + residual, first, side.num_elsewhere + (source != first))
 
 
 _NOTHING: Final = Side()

@@ -42,7 +42,7 @@ class Ridge:
     def unpack(self, packed: object) -> None:
         """Raises `ValueError`, and changes nothing, for anything that no regression of this size can be."""
         weights, covariance = _arrays(packed, np.float64, len(self.weights), len(self.weights) ** 2)
-        square = covariance.astype(np.float64).reshape(self.covariance.shape)
+        square: Vector = covariance.astype(np.float64).reshape(self.covariance.shape)
         if not np.allclose(square, square.T, atol=1e-6) or np.linalg.eigvalsh(square)[0] < -1e-6:
             raise ValueError("a covariance must be symmetric and not negative")
         self.weights = weights.astype(np.float64)
@@ -50,11 +50,15 @@ class Ridge:
 
     def absorb(self, other: "Ridge") -> None:
         """As if all had been learnt here: evidence, the inverse of covariance, adds up; the prior counts once."""
-        mine, theirs = np.linalg.pinv(self.covariance), np.linalg.pinv(other.covariance)
+        mine, theirs = _inverse(self.covariance), _inverse(other.covariance)
         prior = self._penalty * np.eye(len(self._start))
-        evidence = mine + theirs - prior
-        self.covariance = np.linalg.pinv(evidence)
+        self.covariance = _inverse(mine + theirs - prior)
         self.weights = self.covariance @ (mine @ self.weights + theirs @ other.weights - prior @ self._start)
+
+
+def _inverse(matrix: Vector) -> Vector:
+    inverse = np.linalg.pinv(matrix).astype(np.float64)
+    return (inverse + inverse.T) / 2
 
 
 class Words:

@@ -20,8 +20,8 @@ from driftsched.estimators.text import NUM_DENSE, TABLE_BITS
 STATE_VERSION: Final = 1
 
 EXPERTS: Final = ("model", "figures", "words", "session", "template", "tenant", "tenant_size", "size", "pretrained")
-"""What is added, weighted, to the level of model, category and tenant."""
-START_WEIGHTS: Final = (0.0, 0.8, 0.5, 0.5, 0.3, 0.1, 0.1, 0.1, 0.5)
+"""What is added, weighted, to the level of model, category and tenant; `pretrained` is beyond what `figures` say."""
+START_WEIGHTS: Final = (0.0, 0.8, 0.5, 0.5, 0.3, 0.1, 0.1, 0.1, 0.4)
 """Of `EXPERTS`: a hint at what to expect, worth a few answers."""
 
 CANDIDATES: Final = ("blend", "level", "tenant", "tenant_size", "size", "sizes")
@@ -164,8 +164,8 @@ class KindNode:
         self.bias = numbers.take(-20, 20)
         self.shifted = numbers.take()
         self.since_drift, self.num_drifts = int(numbers.take(0, MAX_COUNT)), int(numbers.take(0, MAX_COUNT))
-        self.drift.ups = Side(numbers.take(0), int(numbers.take(0)), numbers.take())
-        self.drift.downs = Side(numbers.take(0), int(numbers.take(0)), numbers.take())
+        self.drift.ups = _side(numbers)
+        self.drift.downs = _side(numbers)
 
     def absorb(self, other: "KindNode") -> None:
         share = _share(self.level.weight, other.level.weight)
@@ -179,6 +179,11 @@ class KindNode:
             (self.covered, other.covered),
         ):
             mine.absorb(theirs)
+
+
+def _side(numbers: Numbers) -> Side:
+    total, num, residuals = numbers.take(0), int(numbers.take(0)), numbers.take()
+    return Side(total, num, residuals, int(numbers.take(0, MAX_COUNT)), int(numbers.take(0)))
 
 
 class FamilyNode:
