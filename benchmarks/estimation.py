@@ -1,6 +1,7 @@
 """How well estimators predict real answers: `driftsched evaluate` on public prompts, conversations and traces.
 
-    python benchmarks/estimation.py [--data DIR] [--set TEXT ...] [--estimator NAME ...] [--even] [--json FILE]
+    python benchmarks/estimation.py [--data DIR] [--set TEXT ...] [--estimator NAME ...] [--even]
+        [--drift AT:FACTOR[:CATEGORY] ...] [--json FILE]
 
 The data are no part of this repository: DIR holds `text/`, `chat/` and `traces/`, described by its own README.md.
 Labels come when an answer would have ended, at 30 ms a token. Traces keep their times; texts, the conversations and
@@ -32,10 +33,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from driftsched.core.errors import ConfigError
 from driftsched.core.model import Traits
 from driftsched.core.traits import read_traits
 from driftsched.evaluating import evaluate, names
 from driftsched.evaluation.document import table
+from driftsched.evaluation.drift import Drift, parse_drift
 from driftsched.evaluation.rows import BYTES_PER_TOKEN, PROMPT_HEAD_CHARS, Row
 from driftsched.sim.workloads import answer_words, generate, paper
 
@@ -211,8 +214,9 @@ class Line:
 _FIGURES = ("mae", "rmse", "log_mae", "bias", "kendall_tau", "pair_accuracy_2x", "predict_us", "learn_us")
 
 
-def measure(name: str, rows: Sequence[Row], estimators: Sequence[str]) -> list[Line]:
-    document = evaluate(rows, estimators, warmup=len(rows) // 2, data=name)
+def measure(name: str, rows: Sequence[Row], estimators: Sequence[str], drifts: Sequence[Drift] = ()) -> list[Line]:
+    """What each estimator reaches on a set. Raises `ConfigError` if none of its rows would drift."""
+    document = evaluate(rows, estimators, warmup=len(rows) // 2 if not drifts else 0, drifts=drifts, data=name)
     return [Line(name, estimator, document["rows"], found) for estimator, found in document["estimators"].items()]
 
 
@@ -271,6 +275,34 @@ def text(lines: Sequence[Line]) -> str:
     return table([head, *body])
 
 
+def recoveries(lines: Sequence[Line]) -> str:
+    """How each estimator followed each drift on each set: mean absolute log error of what drifted."""
+    head = [
+        "set",
+        "drift",
+        "estimator",
+        "before",
+        "first 30",
+        "after 60 finished",
+        "without",
+        "change",
+        "back after",
+    ]
+    body = []
+    for line in lines:
+        for found in line.found["drift"]:
+            without, after, back = found["without"], found["after"], found["recovered_after"]
+            body.append(
+                [
+                    *(line.name, found["drift"], line.estimator),
+                    *(_figure(found[key], 3) for key in ("before", "first", "after", "without")),
+                    f"{after / without - 1:+.1%}" if without and after else "-",
+                    "-" if back is None else str(back),
+                ]
+            )
+    return table([head, *body])
+
+
 def _figure(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -286,17 +318,24 @@ def main() -> None:
     parser.add_argument("--set", action="append", help="only sets whose name contains this; may be repeated")
     parser.add_argument("--estimator", action="append", help="name, or name:option=value; may be repeated")
     parser.add_argument("--even", action="store_true", help="ignore the times of the traces")
+    parser.add_argument("--drift", action="append", help="as of `driftsched evaluate`; then nothing is a warm-up")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     if not options.data.is_dir():
         sys.exit(f"{options.data}: no such directory: say with --data where the public data are")
     estimators = options.estimator or [name for name in ESTIMATORS if name in names()]
+    drifts = [parse_drift(text) for text in options.drift or ()]
     lines = []
     for name, rows in load_sets(options.data).items():
         if not options.set or any(part in name for part in options.set):
             print(name, file=sys.stderr, flush=True)
-            lines += measure(name, even(rows) if options.even else rows, estimators)
+            try:
+                lines += measure(name, even(rows) if options.even else rows, estimators, drifts)
+            except ConfigError as error:
+                print(f"{name}: {error}", file=sys.stderr)
     print(text(averaged(lines)), end="")
+    if drifts:
+        print(f"\n{recoveries(lines)}", end="")
     if options.json is not None:
         figures = [
             {"set": line.name, "estimator": line.estimator, "rows": line.rows, **line.found} for line in lines

@@ -120,9 +120,9 @@ def test_a_page_is_written(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     data, nowhere = tmp_path / "data.csv", tmp_path / "none" / "file"
     data.write_text("completion_tokens\n5\n")
-    with pytest.raises(ConfigError, match="--json .*there is no directory"):
+    with pytest.raises(ConfigError, match=r"--json .*there is no directory"):
         evaluating.run_evaluate(data, json=nowhere)
-    with pytest.raises(ConfigError, match="--html .*there is no directory"):
+    with pytest.raises(ConfigError, match=r"--html .*there is no directory"):
         evaluating.run_evaluate(data, html=nowhere)
     with pytest.raises(ConfigError, match="Is a directory"):
         evaluating.run_evaluate(data, ["median"], json=tmp_path, quiet=True)

@@ -1,5 +1,6 @@
 """The composition of an evaluation: estimators by name, the gateway's describer, and the data."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from driftsched.evaluation.drift import Drift, inject, recovery
 from driftsched.evaluation.page import render, require_matplotlib
 from driftsched.evaluation.references import CategoryMean, Median
 from driftsched.evaluation.rows import Row, read_rows
-from driftsched.evaluation.stream import Pace, Timeline, describe, run, timeline
+from driftsched.evaluation.stream import Outcome, Pace, Timeline, describe, run, timeline
 from driftsched.sim.oracle import Oracle
 
 ORACLE = "oracle"
@@ -72,6 +73,19 @@ def default_estimators() -> list[str]:
     return [name for name in DEFAULT_ESTIMATORS if name in known]
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What every estimator is shown: the rows, when each comes and ends, what a gateway would have seen of it."""
+
+    rows: Sequence[Row]
+    times: Timeline
+    requests: Sequence[Request]
+
+    @property
+    def categories(self) -> list[str]:
+        return [request.category for request in self.requests]
+
+
 def prepare(
     rows: Sequence[Row], pace: Pace, classifier: str = DEFAULT_CLASSIFIER
 ) -> tuple[Timeline, list[Request]]:
@@ -86,12 +100,20 @@ class Arm:
     """An estimator as it takes part."""
 
     spec: str
-    frozen: bool
-    """It learns nothing after the warm-up."""
+    learn_first: int | None
+    """It learns so many rows and no more; None: all."""
 
     @property
     def name(self) -> str:
-        return self.spec + FROZEN if self.frozen else self.spec
+        return self.spec if self.learn_first is None else self.spec + FROZEN
+
+    def play(self, stage: Stage) -> Outcome:
+        """What it says, a fresh one, of the rows. Raises `ConfigError` naming it."""
+        estimator = make(self.spec, stage.rows)
+        try:
+            return run(estimator, stage.rows, stage.requests, stage.times, learn_first=self.learn_first)
+        except ConfigError as error:
+            raise ConfigError(f"estimator {self.spec!r}: {error}") from None
 
 
 def evaluate(
@@ -113,34 +135,22 @@ def evaluate(
     settings.
     """
     pace = pace or Pace()
-    chosen = list(estimators or default_estimators())
     if not 0 <= warmup < len(rows):
         raise ConfigError(f"--warmup {warmup}: leaves none of the {len(rows)} rows to score")
-    if len(set(chosen)) < len(chosen):
-        raise ConfigError("--estimator: one is given twice")
-    arms = [
-        Arm(spec, frozen)
-        for spec in chosen
-        for frozen in ((False, True) if ablation and spec != ORACLE else (False,))
-    ]
+    arms = _arms(estimators or default_estimators(), warmup if ablation else None)
     for arm in arms:
         make(arm.spec, rows)  # before any work: a wrong name is the commonest mistake
-    times, requests = prepare(rows, pace, classifier)
-    categories = [request.category for request in requests]
-    if drifts:
-        rows = inject([replace(row, category=kind) for row, kind in zip(rows, categories, strict=True)], drifts)
-        times, requests = prepare(rows, pace, classifier)
+    stage = Stage(rows, *prepare(rows, pace, classifier))
+    calm, stage = stage, _drifting(stage, drifts, pace) if drifts else stage
     results = {}
     for arm in arms:
         progress(arm.name)
-        try:
-            outcome = run(make(arm.spec, rows), rows, requests, times, learn_first=warmup if arm.frozen else None)
-        except ConfigError as error:
-            raise ConfigError(f"estimator {arm.spec!r}: {error}") from None
-        results[arm.name] = judged(outcome, rows, categories, warmup)
+        outcome = arm.play(stage)
+        found = results[arm.name] = judged(outcome, stage.rows, stage.categories, warmup)
         if drifts:
-            said = said_of(outcome, rows)
-            results[arm.name]["drift"] = [recovery(drift, said, rows, times, warmup) for drift in drifts]
+            twin = said_of(arm.play(calm), calm.rows)
+            said = said_of(outcome, stage.rows)
+            found["drift"] = [recovery(drift, said, twin, stage.rows, stage.times, warmup) for drift in drifts]
     return {
         "estimators": results,
         "rows": len(rows) - warmup,
@@ -149,15 +159,38 @@ def evaluate(
         "classifier": classifier,
         "drifts": [drift.label for drift in drifts],
         "pace": asdict(pace),
-        "inflight_mean": _inflight_mean(rows, times, pace),
-        "cut_rows": sum(not row.known for row in rows[warmup:]),
+        "inflight_mean": _inflight_mean(stage, pace),
+        "cut_rows": sum(not row.known for row in stage.rows[warmup:]),
     }
 
 
-def _inflight_mean(rows: Sequence[Row], times: Timeline, pace: Pace) -> float:
+def _arms(specs: Sequence[str], frozen_after: int | None) -> list[Arm]:
+    if len(set(specs)) < len(specs):
+        raise ConfigError("--estimator: one is given twice")
+    arms = []
+    for spec in specs:
+        arms.append(Arm(spec, None))
+        if frozen_after is not None and spec != ORACLE:
+            arms.append(Arm(spec, frozen_after))
+    return arms
+
+
+def _drifting(stage: Stage, drifts: Sequence[Drift], pace: Pace) -> Stage:
+    """The same requests with other answers; their categories are those without the drift."""
+    rows = [replace(row, category=kind) for row, kind in zip(stage.rows, stage.categories, strict=True)]
+    rows = inject(rows, drifts)
+    times = timeline(rows, pace)
+    requests = [
+        dataclasses.replace(request, arrived_at=at)
+        for request, at in zip(stage.requests, times.arrived_at, strict=True)
+    ]
+    return Stage(rows, times, requests)
+
+
+def _inflight_mean(stage: Stage, pace: Pace) -> float:
     """Requests being served, on average from the first arrival to the end of the last answer."""
-    service = [pace.service_seconds(row) for row in rows]
-    return sum(service) / max(at + seconds for at, seconds in zip(times.arrived_at, service, strict=True))
+    service = [pace.service_seconds(row) for row in stage.rows]
+    return sum(service) / max(at + seconds for at, seconds in zip(stage.times.arrived_at, service, strict=True))
 
 
 def run_evaluate(

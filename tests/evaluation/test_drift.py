@@ -20,7 +20,7 @@ ROWS = [
 def followed(drift: Drift, predicted: list[float], rows: list[Row], warmup: int = 0) -> dict[str, object]:
     actual = np.array([row.completion_tokens for row in rows], dtype=float)
     said = Said(actual, np.array(predicted), {})
-    return dict(recovery(drift, said, rows, timeline(rows, AT_ONCE), warmup))
+    return dict(recovery(drift, said, said, rows, timeline(rows, AT_ONCE), warmup))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_answers_that_are_still_under_way_have_not_finished() -> None:
         np.array([row.completion_tokens for row in rows], dtype=float), np.array([110.0] * 245 + [220.0] * 155), {}
     )
     late = timeline(rows, Pace(first_token_seconds=10.5, seconds_per_token=0.0))
-    assert 35 == recovery(drift, said, rows, late, 0)["recovered_after"]
+    assert 35 == recovery(drift, said, said, rows, late, 0)["recovered_after"]
 
 
 def test_an_error_that_stays_has_not_recovered_and_too_few_rows_tell_nothing() -> None:
@@ -111,7 +111,7 @@ def test_the_old_error_is_that_of_the_latest_predictions_whose_length_is_known()
     drift = Drift(0.9, 2.0)
     said = Said(np.full(900, 100.0), np.array([1.0] * 200 + [110.0] * 700), {})
     said.predicted[1::2] = 1.0
-    found = recovery(drift, said, rows, timeline(rows, AT_ONCE), 0)
+    found = recovery(drift, said, said, rows, timeline(rows, AT_ONCE), 0)
     assert pytest.approx(np.log(1.1)) == found["before"]
     assert pytest.approx(np.log(1.1)) == found["first"]
 
@@ -119,5 +119,15 @@ def test_the_old_error_is_that_of_the_latest_predictions_whose_length_is_known()
 def test_a_long_past_does_not_count() -> None:
     rows = [Row(100, arrived_at=float(number)) for number in range(1000)]
     said = Said(np.full(1000, 100.0), np.array([1.0] * 200 + [110.0] * 800), {})
-    found = recovery(Drift(0.5, 2.0), said, rows, timeline(rows, AT_ONCE), 0)
+    found = recovery(Drift(0.5, 2.0), said, said, rows, timeline(rows, AT_ONCE), 0)
     assert pytest.approx(np.log(1.1)) == found["before"]
+
+
+def test_the_same_requests_without_a_drift_are_what_the_new_error_is_held_against() -> None:
+    drift = Drift(0.5, 2.0)
+    rows = inject(ROWS, [drift])
+    said = Said(np.array([float(row.completion_tokens) for row in rows]), np.full(400, 220.0), {})
+    calm = Said(np.full(400, 100.0), np.array([1.0] * 260 + [130.0] * 140), {})
+    found = recovery(drift, said, calm, rows, timeline(rows, AT_ONCE), 0)
+    assert pytest.approx(np.log(1.1)) == found["after"]
+    assert pytest.approx(np.log(1.3)) == found["without"]

@@ -132,12 +132,16 @@ def _weighted(blocks: Sequence[Mapping[str, Any]], key: str) -> float:
 
 def _recoveries(estimators: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """How each estimator followed each drift."""
-    head = ["estimator", "error before", "first 30", "after 60 finished", "back after"]
+    head = ["estimator", "error before", "first 30", "after 60 finished", "without drift", "back after"]
     parts = []
     for number, first in enumerate(next(iter(estimators.values())).get("drift", ())):
         found = {name: scored["drift"][number] for name, scored in estimators.items()}
         body = [
-            [name, *(_share(one[key]) for key in ("before", "first", "after")), _count(one["recovered_after"])]
+            [
+                name,
+                *(_share(one[key]) for key in ("before", "first", "after", "without")),
+                _count(one["recovered_after"]),
+            ]
             for name, one in found.items()
         ]
         parts.append(f"Drift {first['drift']}; log MAE of what drifted.\n{table([head, *body])}")

@@ -91,40 +91,44 @@ def _longer(row: Row, factor: float) -> Row:
 
 
 def recovery(
-    drift: Drift, said: Said, rows: Sequence[Row], times: Timeline, warmup: int
+    drift: Drift, said: Said, calm: Said, rows: Sequence[Row], times: Timeline, warmup: int
 ) -> dict[str, float | int | str | None]:
     """How the error of the affected rows, the mean absolute logarithm of predicted / actual, followed a drift.
 
     `before`: of the last `REFERENCE_ROWS` predictions before it, those of the warm-up left out. `first`: of the
     first `WINDOW` after it. `after`: of those made once `SETTLED` changed answers had finished, at most
-    `REFERENCE_ROWS`. `recovered_after`: so many changed answers had finished when the first `WINDOW` predictions in
-    a row began whose mean error was within `TOLERANCE` of `before`. None where there are not enough rows, or
-    where it never came back.
+    `REFERENCE_ROWS`; `without`: of the very same requests in `calm`, had there been no drift. `recovered_after`: so
+    many changed answers had finished when the first `WINDOW` predictions in a row began whose mean error was within
+    `TOLERANCE` of `before`. None where there are not enough rows, or where it never came back.
     """
-    affected = drift.affected(rows) & np.array([row.known for row in rows])
-    errors = np.abs(said.log_ratio)
-    places = np.nonzero(affected)[0]
+    known = np.array([row.known for row in rows])
+    places = np.nonzero(drift.affected(rows) & known)[0]
     start = drift.start(len(rows))
-    old = errors[places[(places >= warmup) & (places < start)]][-REFERENCE_ROWS:]
-    changed = places[places >= start]
+    old, changed = places[(places >= warmup) & (places < start)], places[places >= start]
+    errors = np.abs(said.log_ratio)
     finished = _finished_before(changed, times)
-    new = errors[changed]
-    before = float(old.mean()) if len(old) >= WINDOW else None
-    settled = new[finished >= SETTLED][:REFERENCE_ROWS]
+    settled = changed[finished >= SETTLED][:REFERENCE_ROWS]
+    before = _mean(errors[old[-REFERENCE_ROWS:]])
     return {
         "drift": drift.label,
         "before": before,
-        "first": float(new[:WINDOW].mean()) if len(new) >= WINDOW else None,
-        "after": float(settled.mean()) if len(settled) >= WINDOW else None,
-        "recovered_after": None if before is None else _recovered(new, finished, before * (1 + TOLERANCE)),
+        "first": _mean(errors[changed[:WINDOW]]),
+        "after": _mean(errors[settled]),
+        "without": _mean(np.abs(calm.log_ratio)[settled]),
+        "recovered_after": None if before is None else _recovered(errors[changed], finished, before),
     }
 
 
-def _recovered(errors: npt.NDArray[np.float64], finished: npt.NDArray[np.intp], limit: float) -> int | None:
+def _mean(errors: npt.NDArray[np.float64]) -> float | None:
+    """None for less than a window."""
+    return float(errors.mean()) if len(errors) >= WINDOW else None
+
+
+def _recovered(errors: npt.NDArray[np.float64], finished: npt.NDArray[np.intp], before: float) -> int | None:
     if len(errors) < WINDOW:
         return None
     sums = np.concatenate(([0.0], np.cumsum(errors)))
-    low = np.nonzero(sums[WINDOW:] - sums[:-WINDOW] <= WINDOW * limit)[0]
+    low = np.nonzero(sums[WINDOW:] - sums[:-WINDOW] <= WINDOW * (1 + TOLERANCE) * before)[0]
     return int(finished[low[0]]) if len(low) else None
 
 
