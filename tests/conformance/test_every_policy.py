@@ -31,6 +31,8 @@ LOADS = st.builds(
     num_inflight=st.integers(0, 1000),
     waiting_tokens=st.floats(0, 1e12),
     tokens_per_second=st.floats(0, 1e6),
+    long_tokens=st.floats(0, 1e7),
+    usual_drain_seconds=st.floats(0, 600),
 )
 COUNTS = st.integers(0, 10**7)
 

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from math import exp, log
 
 import pytest
 from hypothesis import given, settings
@@ -11,12 +13,22 @@ from hypothesis import strategies as st
 from driftsched.core.model import Estimate, Load, Request, Tenant, Ticket, Tier, Usage
 from driftsched.core.scheduler import Scheduler
 from driftsched.policies import create_policy
+from driftsched.policies.boost import Boost
 from driftsched.policies.fair import Fair
+from driftsched.policies.slack import Slack
+from driftsched.policies.vtc import Vtc
 from support.scheduling import CategoryMeans, request_at, scheduler_of, step
 
 IDLE = Load(num_waiting=0, num_inflight=0, waiting_tokens=0.0, tokens_per_second=100.0)
-BUSY = Load(num_waiting=10, num_inflight=8, waiting_tokens=2000.0, tokens_per_second=100.0)
-"""200 tokens each; drains in 20 s."""
+BUSY = Load(
+    num_waiting=10,
+    num_inflight=8,
+    waiting_tokens=2000.0,
+    tokens_per_second=100.0,
+    long_tokens=400.0,
+    usual_drain_seconds=20.0,
+)
+"""200 tokens each; drains in 20 s, as usual."""
 
 
 def estimate_of(tokens: float) -> Estimate:
@@ -268,44 +280,147 @@ def test_a_tenant_gains_nothing_by_being_underestimated() -> None:
     assert abs(tenants["honest"] - tenants["sly"]) <= 1
 
 
-@settings(max_examples=50, derandomize=True)
-@given(tokens=st.floats(0, 1e6), waiting_tokens=st.floats(0, 1e6), rate=st.floats(0, 1e4))
-def test_fair_without_slack_is_order_of_arrival_inside_a_tenant(
-    tokens: float, waiting_tokens: float, rate: float
-) -> None:
-    load = Load(num_waiting=10, num_inflight=8, waiting_tokens=waiting_tokens, tokens_per_second=rate)
-    assert 5.0 == Fair(slack=0).rank(request_at(5.0), estimate_of(tokens), load)
-
-
-@settings(max_examples=100, derandomize=True)
-@given(tokens=st.floats(0, 1e6), slack=st.floats(0, 10))
-def test_fair_lets_nobody_be_overtaken_by_what_arrives_after_slack_times_the_drain_time(
-    tokens: float, slack: float
-) -> None:
-    rank = Fair(slack=slack).rank(request_at(5.0), estimate_of(tokens), BUSY)
-    assert 5.0 <= rank <= 5.0 + slack * BUSY.drain_seconds
-
-
-def test_fair_lets_short_requests_overtake_long_ones_that_came_shortly_before() -> None:
-    fair = Fair(slack=2.0)
-    long_one = fair.rank(request_at(0.0), estimate_of(400), BUSY)
-    middling = fair.rank(request_at(0.0), estimate_of(100), BUSY)
-    short_one = fair.rank(request_at(0.0), estimate_of(0), BUSY)
-    assert (40.0, 10.0, 0.0) == (long_one, middling, short_one)
-
-
-def test_fair_exiles_nobody_because_the_engine_stood_still() -> None:
-    stalled = Load(num_waiting=10, num_inflight=8, waiting_tokens=2000.0, tokens_per_second=1e-320)
-    assert 5.0 + 2 * 600 == Fair(slack=2).rank(request_at(5.0), estimate_of(400), stalled)
-
-
-def test_fair_is_order_of_arrival_while_nobody_waits_or_the_speed_is_unknown() -> None:
-    unknown = Load(num_waiting=10, num_inflight=8, waiting_tokens=2000.0, tokens_per_second=0.0)
-    assert 5.0 == Fair().rank(request_at(5.0), estimate_of(400), IDLE)
-    assert 5.0 == Fair().rank(request_at(5.0), estimate_of(400), unknown)
-
-
 @pytest.mark.parametrize("slack", [-1.0, float("nan"), float("inf")])
 def test_fair_refuses_a_slack_that_is_no_multiple(slack: float) -> None:
     with pytest.raises(Exception, match="slack must be a number >= 0"):
         create_policy("fair", slack=slack)
+
+
+@settings(max_examples=50, derandomize=True)
+@given(tokens=st.floats(0, 1e6), slack=st.floats(0, 10))
+def test_fair_is_vtc_between_tenants_and_slack_inside_each(tokens: float, slack: float) -> None:
+    fair, request = Fair(slack), request_at(5.0, tenant=Tenant("x", weight=3.0))
+    assert Vtc().flow(request) == fair.flow(request)
+    assert Vtc().charge(request, Usage(7, 9)) == fair.charge(request, Usage(7, 9))
+    assert Slack(slack).rank(request, estimate_of(tokens), BUSY) == fair.rank(request, estimate_of(tokens), BUSY)
+
+
+# vtc
+
+
+def test_vtc_serves_the_requests_of_a_tenant_in_order_of_arrival_whatever_their_length() -> None:
+    requests = [request_at(float(n), str(n), category=c) for n, c in enumerate(("report", "short_qa", "summary"))]
+    assert ["0", "1", "2"] == order_of("vtc", requests)
+
+
+def test_vtc_and_fair_charge_a_long_answer_as_it_grows() -> None:
+    for policy in ("vtc", "fair"):
+        scheduler = scheduler_of(policy, slots=2)
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("b2", "b")):
+            step(scheduler.submit(request_at(0.0, name, tenant=Tenant(tenant)), 0.0))
+        first = [step(scheduler.dispatch(0.0)) for _ in range(2)]
+        assert ["a1", "b1"] == [ticket.id for ticket in first if ticket]
+        step(scheduler.progress("a1", Usage(10, 400), 1.0))  # ten times what was expected, and it goes on
+        assert step(scheduler.finish("b1", Usage(10, 40), "stop", 2.0))
+        after = step(scheduler.dispatch(2.0))
+        assert after is not None
+        assert "b2" == after.id
+
+
+# slack
+
+
+@settings(max_examples=50, derandomize=True)
+@given(tokens=st.floats(0, 1e6), drain=st.floats(0, 600))
+def test_slack_without_slack_is_order_of_arrival(tokens: float, drain: float) -> None:
+    load = replace(BUSY, usual_drain_seconds=drain)
+    assert 5.0 == Slack(beta=0).rank(request_at(5.0), estimate_of(tokens), load)
+
+
+@settings(max_examples=100, derandomize=True)
+@given(tokens=st.floats(0, 1e6), beta=st.floats(0, 10))
+def test_slack_lets_nobody_be_overtaken_by_what_arrives_after_beta_times_the_usual_drain_time(
+    tokens: float, beta: float
+) -> None:
+    rank = Slack(beta).rank(request_at(5.0), estimate_of(tokens), BUSY)
+    assert 5.0 <= rank <= 5.0 + beta * BUSY.usual_drain_seconds
+
+
+def test_slack_lets_short_requests_overtake_long_ones_that_came_shortly_before() -> None:
+    ranks = [Slack(beta=2.0).rank(request_at(0.0), estimate_of(tokens), BUSY) for tokens in (0, 100, 400, 4000)]
+    assert [0.0, 10.0, 40.0, 40.0] == ranks
+
+
+def test_slack_is_order_of_arrival_until_lengths_and_speed_are_known() -> None:
+    for load in (replace(BUSY, usual_drain_seconds=0.0), IDLE):
+        assert 5.0 == Slack().rank(request_at(5.0), estimate_of(400), load)
+
+
+@pytest.mark.parametrize("beta", [-1.0, float("nan"), float("inf")])
+def test_slack_refuses_a_beta_that_is_no_multiple(beta: float) -> None:
+    with pytest.raises(Exception, match="beta must be a number >= 0"):
+        create_policy("slack", beta=beta)
+
+
+# boost
+
+
+def test_boost_takes_a_short_request_for_one_that_came_earlier() -> None:
+    # gamma is 1 / 20 s; 400 tokens are 4 s of work, 100 tokens 1 s
+    ranks = [Boost().rank(request_at(100.0), estimate_of(tokens), BUSY) for tokens in (100, 400)]
+    assert pytest.approx([100 - 20 * log(1 / (1 - exp(-1 / 20))), 100 - 20 * log(1 / (1 - exp(-4 / 20)))]) == ranks
+
+
+@settings(max_examples=100, derandomize=True)
+@given(tokens=st.floats(0, 1e6), longer=st.floats(0, 1e6), tilt=st.floats(0.1, 10))
+def test_boost_never_boosts_the_longer_of_two_more(tokens: float, longer: float, tilt: float) -> None:
+    boost = Boost(tilt)
+    ranks = [boost.rank(request_at(5.0), estimate_of(length), BUSY) for length in (tokens, tokens + longer)]
+    assert ranks[0] <= ranks[1] <= 5.0
+
+
+def test_boost_is_order_of_arrival_until_the_speed_and_the_backlog_are_known() -> None:
+    for load in (replace(BUSY, usual_drain_seconds=0.0), replace(BUSY, tokens_per_second=0.0)):
+        assert 5.0 == Boost().rank(request_at(5.0), estimate_of(400), load)
+
+
+@pytest.mark.parametrize("tilt", [0.0, -1.0, float("nan"), float("inf")])
+def test_boost_refuses_a_tilt_that_is_no_factor(tilt: float) -> None:
+    with pytest.raises(Exception, match="tilt must be a number > 0"):
+        create_policy("boost", tilt=tilt)
+
+
+# gittins
+
+
+def spread_estimate(*lengths: float) -> Estimate:
+    mean = sum(lengths) / len(lengths)
+    return Estimate(mean, lengths[0], lengths[-1], lengths[-1], mean_tokens=mean, lengths=lengths)
+
+
+def test_gittins_tries_what_may_end_at_once_before_what_takes_a_while_for_sure() -> None:
+    # the first is longer on average; given up at 10 it costs 20 for each answer that ends
+    policy = create_policy("gittins")
+    may_end = policy.rank(request_at(), spread_estimate(10, 10, 500, 500), BUSY)
+    surely = policy.rank(request_at(), spread_estimate(100, 100, 100, 100), BUSY)
+    assert (20.0, 100.0) == (may_end, surely)
+
+
+@settings(max_examples=200, derandomize=True)
+@given(lengths=st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
+def test_gittins_is_the_best_ratio_of_endings_to_tokens(lengths: list[float]) -> None:
+    estimate = spread_estimate(*sorted(lengths))
+    ratios = [
+        sum(min(length, given_up) for length in lengths) / sum(length <= given_up for length in lengths)
+        for given_up in lengths
+    ]
+    assert pytest.approx(min(ratios)) == create_policy("gittins").rank(request_at(), estimate, BUSY)
+
+
+def test_gittins_by_risk_serves_the_surer_of_two_with_the_same_mean_first() -> None:
+    policy = create_policy("gittins", index="risk", b=0.5)
+    sure, doubtful = spread_estimate(*[100.0] * 20), spread_estimate(*[50.0] * 18, 500.0, 600.0)
+    ranks = [policy.rank(request_at(), estimate, BUSY) for estimate in (sure, doubtful)]
+    assert [100 + 0.5 * 100, 100 + 0.5 * 550] == ranks
+
+
+def test_gittins_goes_by_the_point_where_no_distribution_is_predicted() -> None:
+    for index in ("gittins", "risk"):
+        policy = create_policy("gittins", index=index, b=0.0)
+        assert 70.0 == policy.rank(request_at(), estimate_of(70), BUSY)
+
+
+@pytest.mark.parametrize(("option", "value"), [("index", "whittle"), ("b", -1.0), ("b", float("nan"))])
+def test_gittins_refuses_what_is_out_of_range(option: str, value: object) -> None:
+    with pytest.raises(Exception, match=f"{option} must be"):
+        create_policy("gittins", **{option: value})

@@ -183,6 +183,10 @@ class Load:
     """Predicted completion tokens of everything that waits."""
     tokens_per_second: float
     """Completion tokens the pool has lately produced per second while busy; 0 until something finished."""
+    long_tokens: float = 0.0
+    """Completion tokens that nine in ten predictions of late stay below; 0 until something was admitted."""
+    usual_drain_seconds: float = 0.0
+    """Mean `drain_seconds` that the requests admitted lately found; 0 until something finished."""
 
     @property
     def drain_seconds(self) -> float:

@@ -25,6 +25,7 @@ from driftsched.core.model import Estimate, Load, Request, Ticket, Tier, Usage
 from driftsched.core.protocols import Describer, Estimator, Listener, Policy, Queue
 from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
 from driftsched.core.throughput import Throughput
+from driftsched.core.usual import Usual
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Scheduler:
         self._listeners = tuple(listeners)
         self._backlog = Backlog()
         self._throughput = Throughput()
+        self._usual = Usual()
         self._revisions = Revisions(max_reranks)
         self._flights: dict[str, _Flight] = {}
         self._seq = count()
@@ -89,6 +91,8 @@ class Scheduler:
             num_inflight=self._backlog.num_inflight,
             waiting_tokens=self._backlog.waiting_tokens,
             tokens_per_second=self._throughput.tokens_per_second,
+            long_tokens=self._usual.long_tokens,
+            usual_drain_seconds=self._usual.drain_seconds,
         )
 
     @property
@@ -109,6 +113,8 @@ class Scheduler:
         except BaseException:
             self._leave_line(ticket)
             raise
+        drain_seconds = load.drain_seconds if load.tokens_per_second > 0 else None
+        self._usual.observe(ticket.estimate.completion_tokens, drain_seconds)
         self._tell(Admitted(now, ticket, position=self._backlog.num_waiting))
         return ticket
 
