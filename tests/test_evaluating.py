@@ -108,6 +108,29 @@ def test_a_drift_is_followed_by_who_learns() -> None:
     assert document["drifts"] == ["0.5:2"]
 
 
+def test_every_option_of_the_command_reaches_the_evaluation(tmp_path: Path) -> None:
+    data, out = tmp_path / "data.csv", tmp_path / "scores.json"
+    data.write_text("model,completion_tokens\n" + "a,50\nb,60\n" * 40)
+    words = [
+        "--estimator",
+        "median",
+        "--drift",
+        "0.5:2:model=b",
+        "--ablation",
+        "--classifier",
+        "keywords",
+        "--quiet",
+    ]
+    words += ["--inflight", "4", "--seconds-per-token", "0.1", "--first-token-seconds", "1", "--warmup", "10"]
+    run = CliRunner().invoke(app, ["evaluate", str(data), "--json", str(out), *words])
+    assert 0 == run.exit_code
+    document = json.loads(out.read_text())
+    assert ["median", "median (frozen)"] == list(document["estimators"])
+    assert {"first_token_seconds": 1.0, "seconds_per_token": 0.1, "inflight": 4.0} == document["pace"]
+    assert ("keywords", ["0.5:2:model=b"], 10) == tuple(document[key] for key in ("classifier", "drifts", "warmup"))
+    assert "Drift 0.5:2:model=b" in run.stdout
+
+
 def test_a_page_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     data, page = tmp_path / "data.csv", tmp_path / "page.html"
