@@ -35,12 +35,14 @@ COMPOSITION = {
     "benching",
     "evaluating",
     "replaying",
+    "training",
     "demo",
     "cli",
     "cli_sim",
     "cli_bench",
     "cli_evaluate",
     "cli_replay",
+    "cli_train",
 }
 """Only these know all."""
 

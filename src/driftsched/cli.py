@@ -11,6 +11,7 @@ from driftsched.cli_bench import bench
 from driftsched.cli_evaluate import evaluate
 from driftsched.cli_replay import replay
 from driftsched.cli_sim import EngineMode, compare, reproduce, simulate, trace_app
+from driftsched.cli_train import train
 from driftsched.core.errors import ConfigError, DriftschedError, EngineError
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def hash_key() -> None:
     typer.echo(config.hash_key(key))
 
 
-for command in (simulate, reproduce, compare, bench, replay, evaluate):
+for command in (simulate, reproduce, compare, bench, replay, evaluate, train):
     app.command()(command)
 app.add_typer(trace_app, name="trace")
 

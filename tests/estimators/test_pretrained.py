@@ -233,6 +233,19 @@ def test_a_scorer_that_is_wrong_is_found_out(scorer_file: str) -> None:
     assert [pytest.approx(100, rel=0.05)] * 2 == predicted
 
 
+def test_what_was_learnt_with_a_scorer_is_known_without_it_and_the_other_way_round(scorer_file: str) -> None:
+    for before, after in (
+        (Adaptive(), Adaptive(pretrained=scorer_file)),
+        (Adaptive(pretrained=scorer_file), Adaptive()),
+    ):
+        for _ in range(50):
+            before.learn(LIST, Usage(10, 300), finished=True)
+            before.learn(OTHER, Usage(10, 100), finished=True)
+        after.restore(before.snapshot())
+        predicted = [after.predict(request).completion_tokens for request in (LIST, OTHER)]
+        assert [pytest.approx(300, rel=0.2), pytest.approx(100, rel=0.2)] == predicted
+
+
 def test_a_scorer_that_cannot_be_read_stops_the_start() -> None:
     with pytest.raises(ConfigError, match=r"pretrained: nowhere\.json: No such file"):
         create_estimator("adaptive", pretrained="nowhere.json")
