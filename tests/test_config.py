@@ -146,6 +146,7 @@ def limits(**values: Any) -> dict[str, Any]:
         (limits(max_waiting_bytes=0), "limits.max_waiting_bytes"),
         (limits(max_queue_seconds=NAN), "limits.max_queue_seconds"),
         (limits(max_stall_seconds=0), "limits.max_stall_seconds"),
+        (limits(max_reranks=-1), "limits.max_reranks: .*-1"),
         (limits(drain_seconds=-1), "limits.drain_seconds"),
         (limits(drain_seconds=NAN), "limits.drain_seconds"),
         (limits(drain_seconds=INF), "limits.drain_seconds"),

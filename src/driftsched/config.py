@@ -13,6 +13,7 @@ import yaml
 from driftsched.core.admission import Bounds
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tenant, Tier
+from driftsched.core.revision import MAX_RERANKS
 
 T = TypeVar("T")
 
@@ -66,6 +67,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_seconds: float = 600.0
     """A request that waited so long is sent away with 429."""
     max_wait_seconds: MaxWaitSettings = MaxWaitSettings()
+    max_reranks: int = MAX_RERANKS
+    """Waiting requests predicted and placed anew at each end of a request; 0: they keep the place of admission."""
     max_stall_seconds: float = 60.0
     """How long a client may take to send its body, or to accept the next piece of its answer."""
     drain_seconds: float = 60.0
@@ -226,6 +229,8 @@ def _check_limits(limits: LimitSettings) -> None:
     ):
         if not getattr(limits, name) > 0:
             raise ConfigError(f"limits.{name}: must be greater than 0, not {getattr(limits, name)}")
+    if limits.max_reranks < 0:
+        raise ConfigError(f"limits.max_reranks: must be 0 or more, not {limits.max_reranks}")
     if not 0 <= limits.drain_seconds < inf:
         raise ConfigError(f"limits.drain_seconds: must be a number of 0 or more, not {limits.drain_seconds}")
     for label, seconds in msgspec.structs.asdict(limits.max_wait_seconds).items():

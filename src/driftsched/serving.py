@@ -74,6 +74,7 @@ def build_gateway(
         queue=queue,
         bounds=settings.limits.bounds(),
         max_wait_seconds=settings.max_wait_by_tier(),
+        max_reranks=settings.limits.max_reranks,
         listeners=(metrics, *([journal] if journal else ()), *listeners),
     )
     metrics.watch(lambda: scheduler.load, lambda: journal.dropped if journal else 0)
