@@ -10,9 +10,10 @@ from time import monotonic
 import aiohttp
 import pytest
 
-from driftsched.config import PartSettings, Settings, TenantSettings
-from driftsched.core.events import Admitted, Dispatched, Event, Finished
+from driftsched.config import LimitSettings, PartSettings, Settings, TenantSettings
+from driftsched.core.events import Admitted, Dispatched, Event, Finished, Reranked
 from driftsched.core.model import Ticket, Usage
+from driftsched.core.revision import MAX_RERANKS
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.lengths import Drift, LengthLaw
 from driftsched.engines.model import BatchModel
@@ -52,11 +53,16 @@ class Record:
         return order[len(self.plugs) :]
 
 
-async def record_of(http: aiohttp.ClientSession, policy: str, slots: int, **options: object) -> Record:
+async def record_of(
+    http: aiohttp.ClientSession, policy: str, slots: int, *, max_reranks: int = MAX_RERANKS, **options: object
+) -> Record:
     """Fill every slot, let the burst arrive one by one while the engine stands still, then let it run."""
     engine = simulated(slots=slots, speed=2000.0)
     settings = Settings(
-        policy=PartSettings(policy, options), estimator=PartSettings("calibrated"), tenants=list(TENANTS)
+        policy=PartSettings(policy, options),
+        estimator=PartSettings("calibrated"),
+        tenants=list(TENANTS),
+        limits=LimitSettings(max_reranks=max_reranks),
     )
     async with live_gateway(engine, slots=slots, settings=settings) as house:
         engine.hold()
@@ -123,7 +129,7 @@ OPTIONS = {"aging": {"tiers_per_second": AGING}}
 async def test_a_burst_is_served_in_the_order_that_the_policy_defines(
     http: aiohttp.ClientSession, policy: str, slots: int
 ) -> None:
-    record = await record_of(http, policy, slots, **OPTIONS.get(policy, {}))
+    record = await record_of(http, policy, slots, max_reranks=0, **OPTIONS.get(policy, {}))
     expected = [ticket.id for ticket in DEFINITIONS[policy](record)]
     assert expected == record.dispatched
     assert (policy == "fifo") == (expected == [ticket.id for ticket in record.burst])
@@ -133,7 +139,7 @@ async def test_a_burst_is_served_in_the_order_that_the_policy_defines(
 async def test_a_burst_is_served_fairly_by_what_each_tenant_really_used(
     http: aiohttp.ClientSession, slots: int
 ) -> None:
-    record = await record_of(http, "fair", slots)
+    record = await record_of(http, "fair", slots, max_reranks=0)
     lines: dict[str, list[Ticket]] = {}
     for ticket in record.burst:
         lines.setdefault(ticket.request.tenant.id, []).append(ticket)
@@ -150,6 +156,14 @@ async def test_a_burst_is_served_fairly_by_what_each_tenant_really_used(
             correction = price(event.ticket, event.usage) - expected_price(event.ticket)
             served[event.ticket.request.tenant.id] += correction
     assert {"p": [], "s": [], "b": []} == lines
+
+
+@pytest.mark.parametrize(("max_reranks", "follows"), [(MAX_RERANKS, True), (0, False)])
+async def test_who_waits_follows_what_is_learnt_unless_told_not_to(
+    http: aiohttp.ClientSession, max_reranks: int, follows: bool
+) -> None:
+    record = await record_of(http, "sjf", 1, max_reranks=max_reranks)
+    assert follows == any(isinstance(event, Reranked) for event in record.events)
 
 
 def price(ticket: Ticket, usage: Usage) -> float:
@@ -169,7 +183,7 @@ LIVE_AND_SIMULATED = [(policy, 1) for policy in (*DEFINITIONS, "fair")] + [(poli
 async def test_the_simulator_serves_the_same_requests_in_the_same_order(
     http: aiohttp.ClientSession, policy: str, slots: int
 ) -> None:
-    record = await record_of(http, policy, slots, **OPTIONS.get(policy, {}))
+    record = await record_of(http, policy, slots, **OPTIONS.get(policy, {}))  # type: ignore[arg-type]
     finished = {event.ticket.id: event for event in record.events if isinstance(event, Finished)}
     arrivals = [
         Arrival(
