@@ -15,6 +15,9 @@ def train(
     trees: Annotated[int, typer.Option(min=1, help="Trees, at most; fewer if more bring nothing.")] = 200,
     leaves: Annotated[int, typer.Option(min=2, max=255, help="Leaves of each tree, at most.")] = 15,
     seed: Annotated[int, typer.Option(min=0, help="Of the figures that each tree may look at.")] = 1,
+    classifier: Annotated[
+        str, typer.Option(help="Who tells the categories of prompts: the one that the gateway has.")
+    ] = "rules",
 ) -> None:
     """Train the scorer that `adaptive` takes as one more expert, with its option `pretrained`.
 
@@ -28,4 +31,4 @@ def train(
     from driftsched import training
     from driftsched.evaluation.training import Settings
 
-    training.run_train(data, out, holdout=holdout, settings=Settings(trees, leaves, seed))
+    training.run_train(data, out, holdout=holdout, settings=Settings(trees, leaves, seed), classifier=classifier)

@@ -5,17 +5,24 @@ from pathlib import Path
 
 from driftsched import evaluating
 from driftsched.core.errors import ConfigError
-from driftsched.estimators import pretrained
+from driftsched.estimators import DEFAULT_CLASSIFIER, pretrained
 from driftsched.evaluation.document import table
 from driftsched.evaluation.rows import read_rows
 from driftsched.evaluation.stream import Pace
 from driftsched.evaluation.training import Settings, Trained, examples_of, train
 
 
-def run_train(path: Path, out: Path, *, holdout: float = 0.2, settings: Settings | None = None) -> None:
+def run_train(
+    path: Path,
+    out: Path,
+    *,
+    holdout: float = 0.2,
+    settings: Settings | None = None,
+    classifier: str = DEFAULT_CLASSIFIER,
+) -> None:
     """Train on a file of recorded requests, print what it brings, write the scorer. Raises `ConfigError`."""
     rows = read_rows(path, lambda line: print(line, file=sys.stderr, flush=True))
-    times, requests = evaluating.prepare(rows, Pace())
+    times, requests = evaluating.prepare(rows, Pace(), classifier)
     examples = examples_of(rows, requests, times)
     trained = train(examples, holdout, settings or Settings())
     left_out = f"{examples.num_cut} cut short, {examples.num_early} too early"

@@ -285,6 +285,13 @@ def test_the_command_takes_its_options(tmp_path: Path) -> None:
     assert 7 == load(out).num_trees
 
 
+def test_categories_come_from_the_classifier_that_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "requests.csv"
+    data.write_text("completion_tokens\n50\n")
+    with pytest.raises(ConfigError, match="unknown classifier 'horoscope'"):
+        run_train(data, tmp_path / "scorer.json", classifier="horoscope")
+
+
 @needs_lightgbm
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     data = tmp_path / "requests.csv"
