@@ -239,6 +239,16 @@ class FairWitness(VtcWitness):
         super().finished(request, completion_tokens, at)
 
 
+class LagWitness(FairWitness):
+    """The first in the order of `slack`, unless its tenant is more than 20,000 tokens by weight ahead."""
+
+    def who_is_next(self, now: float) -> Request:
+        first = min(self.waiting, key=lambda request: (self.place(request), request.arrived_at))
+        least = self.least_served()
+        ahead = self.service[self.account(first)] - self.service[least]
+        return first if ahead <= Fraction(20_000, SHARES[1]) else super().who_is_next(now)
+
+
 WITNESSES: dict[str, Callable[[], Witness]] = {
     "fifo": lambda: Ordered(lambda r, now: (r.arrived_at,)),
     "priority": lambda: Ordered(lambda r, now: (r.tier, r.arrived_at)),
@@ -249,6 +259,7 @@ WITNESSES: dict[str, Callable[[], Witness]] = {
     "boost": lambda: Placed(boost_place),
     "gittins": lambda: Ordered(lambda r, now: (MEAN_TOKENS[r.category], r.arrived_at)),
     "vtc": VtcWitness,
+    "lag": LagWitness,
     "fair": FairWitness,
 }
 

@@ -15,6 +15,7 @@ from driftsched.core.scheduler import Scheduler
 from driftsched.policies import create_policy
 from driftsched.policies.boost import Boost
 from driftsched.policies.fair import Fair
+from driftsched.policies.lag import Lag
 from driftsched.policies.slack import Slack
 from driftsched.policies.vtc import Vtc
 from support.scheduling import CategoryMeans, request_at, scheduler_of, step
@@ -424,3 +425,55 @@ def test_gittins_goes_by_the_point_where_no_distribution_is_predicted() -> None:
 def test_gittins_refuses_what_is_out_of_range(option: str, value: object) -> None:
     with pytest.raises(Exception, match=f"{option} must be"):
         create_policy("gittins", **{option: value})
+
+
+# lag
+
+
+def test_lag_lets_short_requests_of_any_tenant_pass_until_another_lags_by_the_tokens() -> None:
+    scheduler = scheduler_of(Lag(tokens=100.0), slots=10)
+    for n in range(6):
+        step(scheduler.submit(request_at(0.0, f"a{n}", tenant=Tenant("a")), 0.0))
+    step(scheduler.submit(request_at(1.0, "b", tenant=Tenant("b")), 0.0))
+    # each is 10 + 2 * 40 = 90 tokens: `a` may be served once more while it is ahead by 90, not while by 180
+    assert ["a0", "a1", "b", "a2"] == [t.id for _ in range(4) if (t := step(scheduler.dispatch(0.0)))]
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(
+    tokens=st.floats(1.0, 3000.0),
+    slots=st.integers(1, 6),
+    lengths=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=2, max_size=60),
+    ends=st.lists(st.integers(0, 5), min_size=60, max_size=60),
+)
+def test_lag_keeps_two_backlogged_tenants_within_the_tokens_and_the_bound_of_the_virtual_token_counter(
+    tokens: float, slots: int, lengths: list[tuple[int, int]], ends: list[int]
+) -> None:
+    """W(a) - W(b) stays within `tokens` and one request's price for each slot, whatever was predicted."""
+    estimator = Foretold()
+    scheduler = scheduler_of(Lag(tokens=tokens), slots=slots, estimator=estimator)
+    actual: dict[str, int] = {}
+    for n, (true_length, predicted) in enumerate(lengths):
+        for name, length in ((f"a{n}", true_length), (f"b{n}", 500 - true_length), (f"b{n}'", true_length)):
+            actual[name], estimator.tokens[name] = length, predicted
+            step(scheduler.submit(request_at(float(name[0] == "b"), name, tenant=Tenant(name[0])), 0.0))
+    waiting = Counter(name[0] for name in actual)
+    work = {"a": 0.0, "b": 0.0}
+    inflight: list[Ticket] = []
+    for end in ends:
+        while ticket := step(scheduler.dispatch(0.0)):
+            tenant = ticket.request.tenant.id
+            waiting[tenant] -= 1
+            inflight.append(ticket)
+            work[tenant] += 10 + 2 * actual[ticket.id]
+            assert abs(work["a"] - work["b"]) <= tokens + slots * CHARGE
+            if 0 in waiting.values():
+                return
+        done = inflight.pop(end % len(inflight))
+        assert step(scheduler.finish(done.id, Usage(10, actual[done.id]), "stop", 0.0))
+
+
+@pytest.mark.parametrize("tokens", [0.0, -1.0, float("nan"), float("inf")])
+def test_lag_refuses_a_number_of_tokens_that_is_no_bound(tokens: float) -> None:
+    with pytest.raises(Exception, match="tokens must be a number > 0"):
+        create_policy("lag", tokens=tokens)

@@ -79,6 +79,29 @@ MUTANTS = [
         "ties by latest", lines, "(ticket.rank, ticket.seq, ticket.id)", "(ticket.rank, -ticket.seq, ticket.id)"
     ),
     Mutant("ranks are ignored", lines, "(ticket.rank, ticket.seq, ticket.id)", "(0.0, ticket.seq, ticket.id)"),
+    Mutant("leads are ignored", lines, "self._first_within_lead(band, least) or ", ""),
+    Mutant("leads have no limit", lines, " <= ticket.lead else None", " <= inf else None"),
+    Mutant("a lead is used up a moment early", lines, "service <= ticket.lead", "service < ticket.lead"),
+    Mutant("a lead is counted from nothing", lines, ".service - least.service <=", ".service <="),
+    Mutant(
+        "a lead is lost by being reranked",
+        lines,
+        "            band.ranked.push(place.entry)\n            band.ranked.sweep(",
+        "            band.ranked.sweep(",
+    ),
+    Mutant(
+        "all tickets have a lead",
+        lines,
+        "        if ticket.lead:\n            band.num_leading += 1",
+        "        if True:\n            band.num_leading += 1",
+    ),
+    Mutant(
+        "dead ranks are never swept",
+        lines,
+        "            band.num_leading -= 1\n            band.ranked.sweep(band.num_leading)\n",
+        "            band.num_leading -= 1\n",
+    ),
+    Mutant("a lead that is no number is let in", lines, "        _check_numbers(0.0, ticket.lead)\n", ""),
     Mutant("overdue tickets wait on", lines, "self._longest_overdue(now) or", ""),
     Mutant("overdue a moment late", lines, "if entry and entry[0] <= now", "if entry and entry[0] < now"),
     Mutant(
@@ -127,8 +150,8 @@ MUTANTS = [
     Mutant(
         "dead tickets are never swept",
         lines,
-        "        flow.tickets.sweep(flow.num_waiting)\n        self._overdue",
-        "        self._overdue",
+        "        flow.tickets.sweep(flow.num_waiting)\n        if ticket.lead:\n            band.num_leading -= 1",
+        "        if ticket.lead:\n            band.num_leading -= 1",
     ),
     Mutant("dead overdue entries are never swept", lines, "        self._overdue.sweep(len(self._waiting))\n", ""),
     Mutant("dead expiry entries are never swept", lines, "        self._expiring.sweep(len(self._waiting))\n", ""),
@@ -141,8 +164,8 @@ MUTANTS = [
     Mutant(
         "the old places of reranked tickets are never swept",
         lines,
-        "        flow.tickets.sweep(flow.num_waiting)\n        return True",
-        "        return True",
+        "        flow.tickets.sweep(flow.num_waiting)\n        if ticket.lead:\n            band.ranked.push",
+        "        if ticket.lead:\n            band.ranked.push",
     ),
     Mutant(
         "the living are swept",

@@ -23,6 +23,7 @@ FLOWS = st.sampled_from(["a", "b", "c"])
 RANKS = st.sampled_from([0, 0.0, 1.0, 1.0, 2.5, -3.0])
 CHARGES = st.sampled_from([0.0, 0.1, 0.2, 0.7, 1.0, 3.0, 100.0])
 WAITS = st.sampled_from([inf] * 4 + [0.0, 1.0, 2.0, 5.0])
+LEADS = st.sampled_from([0.0, 0.0, 0.0, 1.0, 3.0])
 STEPS = st.sampled_from([0.0, 0.0, 0.0, 1.0])
 SLOTS = st.sampled_from([9, 8, 7, 6, 5, 3, 1, 0])
 NO_NUMBERS = st.sampled_from([nan, inf, -inf])
@@ -49,11 +50,14 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue = self.make_queue(slots)
         self.reference = ReferenceQueue(slots)
 
-    @rule(places=st.lists(st.tuples(NUMBERS, BANDS, FLOWS, RANKS, CHARGES, WAITS, WAITS), min_size=3, max_size=12))
-    def some_come(self, places: list[tuple[int, int, str, float, float, float, float]]) -> None:
+    @rule(
+        places=st.lists(st.tuples(NUMBERS, BANDS, FLOWS, RANKS, CHARGES, WAITS, WAITS), min_size=3, max_size=12),
+        lead=LEADS,
+    )
+    def some_come(self, places: list[tuple[int, int, str, float, float, float, float]], lead: float) -> None:
         for number, band, flow, rank, charge, overdue, expires in places:
             times = (self.now + overdue, self.now + expires)
-            self._push(self._ticket(f"request-{number}", band, flow, rank, charge, *times))
+            self._push(self._ticket(f"request-{number}", band, flow, rank, charge, *times, lead))
 
     more_come = some_come
 
@@ -96,6 +100,8 @@ class QueueMachine(RuleBasedStateMachine):
         for rank, charge in ((wrong, 1.0), (0.0, wrong), (0.0, -1.0)):
             with pytest.raises(ValueError, match="must be finite"):
                 run_now(self.queue.push(self._ticket("wrong", band, flow, rank, charge, inf, inf)))
+            with pytest.raises(ValueError, match="must be finite"):
+                run_now(self.queue.push(self._ticket("wrong", band, flow, 0.0, 1.0, inf, inf, lead=wrong)))
             if self.reference.waiting:
                 with pytest.raises(ValueError, match="must be finite"):
                     run_now(self.queue.rerank(self._one_that_waits(number), rank, charge))
@@ -124,7 +130,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Preferably in a flow that is remembered though nothing of it waits."""
         band, flow = self._one_of(self._flows_ahead(), number) or place
         for repeat in range(repeats):
-            self._push(self._ticket(f"guest-{repeat}", band, flow, 5.0, 1.0, 1e6 + repeat, 1e6 + repeat))
+            self._push(self._ticket(f"guest-{repeat}", band, flow, 5.0, 1.0, 1e6 + repeat, 1e6 + repeat, 1.0))
             self._rerank(self._one_that_waits(number), 7.0 + repeat % 2, 1.0)
             self._settle(self._one_in_flight(number), 7.0 + repeat % 2, release=False)
             if not lasting:
@@ -190,7 +196,15 @@ class QueueMachine(RuleBasedStateMachine):
         return choices[number % len(choices)] if choices else None
 
     def _ticket(
-        self, ticket_id: str, band: int, flow: str, rank: float, charge: float, overdue_at: float, expires_at: float
+        self,
+        ticket_id: str,
+        band: int,
+        flow: str,
+        rank: float,
+        charge: float,
+        overdue_at: float,
+        expires_at: float,
+        lead: float = 0.0,
     ) -> Ticket:
         self.flows.add((band, flow))
         self.seq += 1
@@ -203,6 +217,7 @@ class QueueMachine(RuleBasedStateMachine):
             charge=charge,
             overdue_at=overdue_at,
             expires_at=expires_at,
+            lead=lead,
         )
 
 

@@ -23,10 +23,11 @@ def ticket(
     charge: float = 1.0,
     overdue_at: float = inf,
     expires_at: float = inf,
+    lead: float = 0.0,
 ) -> Ticket:
     """A ticket of which only its place matters."""
     request = Request(ticket_id, _TENANT, Tier.STANDARD, "model", 0.0, expires_at=expires_at)
-    return Ticket(request, _ESTIMATE, seq, band, flow, rank, charge, overdue_at)
+    return Ticket(request, _ESTIMATE, seq, band, flow, rank, charge, overdue_at, lead)
 
 
 class ReferenceQueue:
@@ -74,6 +75,10 @@ class ReferenceQueue:
                     waiting.seq,
                 ),
             )
+            leading = [waiting for waiting in self.waiting if waiting.band == chosen.band and waiting.lead > 0]
+            first = min(leading, key=lambda waiting: (waiting.rank, waiting.seq), default=chosen)
+            if self.services[_flow(first)] - self.services[_flow(chosen)] <= first.lead:
+                chosen = first
         self.services[_flow(chosen)] += chosen.charge
         self.inflight[chosen.id] = (chosen, chosen.charge)
         self._leave(chosen)
@@ -157,6 +162,10 @@ def entries_held(queue: MemoryQueue) -> Iterator[tuple[int, int]]:
     for band in lines._bands.values():
         yield len(band.waiting), band.num_backlogged
         yield len(band.idle), len(band.flows)
+        leading = sum(
+            place.ticket.lead > 0 for place in lines._waiting.values() if lines._bands[place.ticket.band] is band
+        )
+        yield len(band.ranked), leading
         for flow in band.flows.values():
             yield len(flow.tickets), flow.num_waiting
 

@@ -1,6 +1,8 @@
 """The two-level order: flows by service, tickets by rank, plus the overdue index.
 
-    pop     = the ticket longest overdue, else: best band, least served flow of it, smallest rank of that
+    pop     = the ticket longest overdue, else: best band, least served flow of it, smallest rank of that;
+              but the smallest rank of the whole band if its ticket has a lead, and its flow is no further ahead
+              of the least served waiting flow than that
     charge  = service[flow] += expected charge, at pop
     settle  = service[flow] += actual - expected
     lift    = a flow that starts waiting again begins at max(its service, floor), so that it can neither spend
@@ -65,10 +67,12 @@ class _Place:
 class _Band:
     """The flows that compete with one another."""
 
-    __slots__ = ("floor", "flows", "idle", "num_backlogged", "waiting")
+    __slots__ = ("floor", "flows", "idle", "num_backlogged", "num_leading", "ranked", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, ranked: LazyHeap[RankEntry]) -> None:
         self.flows: dict[str, _Flow] = {}
+        self.ranked = ranked  # the tickets that have a lead, of all flows
+        self.num_leading = 0
         self.num_backlogged = 0
         self.floor = 0.0
         self.waiting: LazyHeap[FlowEntry] = LazyHeap(self._is_backlogged)
@@ -169,6 +173,7 @@ class Lines:
             raise ValueError(f"ticket id {ticket.id!r} is in use")
         _check_names(ticket.band, ticket.flow)
         _check_numbers(ticket.rank, ticket.charge)
+        _check_numbers(0.0, ticket.lead)
         band = self._band(ticket.band)
         flow = band.flows.get(ticket.flow)
         if flow is None or flow.num_waiting == 0:
@@ -176,6 +181,9 @@ class Lines:
         flow.num_waiting += 1
         place = self._waiting[ticket.id] = _Place(ticket)
         flow.tickets.push(place.entry)
+        if ticket.lead:
+            band.num_leading += 1
+            band.ranked.push(place.entry)
         if ticket.overdue_at < inf:
             self._overdue.push((ticket.overdue_at, ticket.seq, ticket.id))
         if ticket.request.expires_at < inf:
@@ -220,9 +228,13 @@ class Lines:
         _check_numbers(rank, charge)
         ticket = replace(place.ticket, rank=rank, charge=charge)
         place = self._waiting[ticket_id] = _Place(ticket)
-        flow = self._bands[ticket.band].flows[ticket.flow]
+        band = self._bands[ticket.band]
+        flow = band.flows[ticket.flow]
         flow.tickets.push(place.entry)
         flow.tickets.sweep(flow.num_waiting)
+        if ticket.lead:
+            band.ranked.push(place.entry)
+            band.ranked.sweep(band.num_leading)
         return True
 
     def remove(self, ticket_id: str) -> Ticket | None:
@@ -244,7 +256,7 @@ class Lines:
 
     def _band(self, number: int) -> _Band:
         if number not in self._bands:
-            self._bands[number] = _Band()
+            self._bands[number] = _Band(LazyHeap(self._still_ranked))
             self._band_numbers = sorted(self._bands)
         return self._bands[number]
 
@@ -254,11 +266,23 @@ class Lines:
 
     def _first_in_order(self) -> Ticket | None:
         for number in self._band_numbers:
-            if flow := self._bands[number].least_served():
-                entry = flow.tickets.first()
-                assert entry is not None  # noqa: S101 - a flow is in the waiting heap only while a ticket of it waits
-                return self._waiting[entry[2]].ticket
+            band = self._bands[number]
+            if least := band.least_served():
+                return self._first_within_lead(band, least) or self._first_of(least)
         return None
+
+    def _first_within_lead(self, band: _Band, least: _Flow) -> Ticket | None:
+        """The first of the band by rank, if its flow may be as far ahead of the `least` served one as it is."""
+        entry = band.ranked.first()
+        if entry is None:
+            return None
+        ticket = self._waiting[entry[2]].ticket
+        return ticket if band.flows[ticket.flow].service - least.service <= ticket.lead else None
+
+    def _first_of(self, flow: _Flow) -> Ticket:
+        entry = flow.tickets.first()
+        assert entry is not None  # noqa: S101 - a flow is in the waiting heap only while a ticket of it waits
+        return self._waiting[entry[2]].ticket
 
     def _leave(self, ticket: Ticket) -> None:
         """`ticket` stops waiting; its heap entries are dead from here on."""
@@ -267,6 +291,9 @@ class Lines:
         flow = band.flows[ticket.flow]
         flow.num_waiting -= 1
         flow.tickets.sweep(flow.num_waiting)
+        if ticket.lead:
+            band.num_leading -= 1
+            band.ranked.sweep(band.num_leading)
         self._overdue.sweep(len(self._waiting))
         self._expiring.sweep(len(self._waiting))
         if flow.num_waiting == 0:

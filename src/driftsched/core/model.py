@@ -167,6 +167,9 @@ class Ticket:
     """Expected price of serving it, in weighted tokens; the flow is charged this much at dispatch."""
     overdue_at: float = inf
     """From this instant on the ticket is served next, whatever the policy says."""
+    lead: float = 0.0
+    """Weighted tokens, >= 0, that its flow may be ahead of the least served waiting one while the ticket is still
+    served by rank alone; 0: only the least served flow is served."""
 
     @property
     def id(self) -> str:

@@ -36,6 +36,16 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Lenient(Protocol):
+    """A policy that serves by rank across flows, as long as no waiting flow falls too far behind."""
+
+    @property
+    def lead(self) -> float:
+        """Weighted tokens, finite, >= 0, that a flow may be ahead of the least served waiting one and be served."""
+        ...
+
+
 class Describer(Protocol):
     """Fills in what a prompt tells about its request: category and prompt length."""
 

@@ -22,7 +22,7 @@ from driftsched.core.events import (
     Reranked,
 )
 from driftsched.core.model import Estimate, Load, Request, Ticket, Tier, Usage
-from driftsched.core.protocols import Describer, Estimator, Listener, Policy, Queue
+from driftsched.core.protocols import Describer, Estimator, Lenient, Listener, Policy, Queue
 from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
 from driftsched.core.throughput import Throughput
 from driftsched.core.usual import Usual
@@ -69,6 +69,7 @@ class Scheduler:
         predicted for their like; 0 leaves every ticket as it was at admission.
         """
         self._policy = policy
+        self._lead = policy.lead if isinstance(policy, Lenient) else 0.0
         self._estimator = estimator
         self._describer = describer
         self._queue = queue
@@ -216,6 +217,7 @@ class Scheduler:
             rank=self._policy.rank(request, estimate, load),
             charge=self._policy.charge(request, _expected_usage(request, estimate)),
             overdue_at=request.arrived_at + self._max_wait_seconds.get(request.tier, inf),
+            lead=self._lead,
         )
 
     async def _settle(self, ticket_id: str, usage: Usage, now: float) -> _Flight | None:

@@ -19,6 +19,7 @@ POLICIES: Registry[Policy] = Registry(
         "boost": "driftsched.policies.boost:Boost",
         "gittins": "driftsched.policies.gittins:Gittins",
         "vtc": "driftsched.policies.vtc:Vtc",
+        "lag": "driftsched.policies.lag:Lag",
         "fair": "driftsched.policies.fair:Fair",
     },
     entry_point_group="driftsched.policies",
