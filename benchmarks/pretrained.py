@@ -4,8 +4,8 @@
 
 For each set `driftsched train` grows trees on the first half; the second half is judged, labels delayed as in
 service. *New*: `adaptive` begins with nothing. *Kept*: it has learnt the first half, without the scorer. Both are
-run without and with the scorer from the second half on. Needs the extra `pretrained`; the data are no part of this
-repository.
+run without and with the scorer from the second half on. *Score us* is what the trees alone take for one request,
+median. Needs the extra `pretrained`; the data are no part of this repository.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from time import perf_counter_ns
 from typing import Any
 
 from driftsched.core.model import Estimate, Request, Usage
@@ -25,7 +27,7 @@ from driftsched.evaluation import scores
 from driftsched.evaluation.document import said_of, table
 from driftsched.evaluation.rows import Row
 from driftsched.evaluation.stream import Pace, run
-from driftsched.evaluation.training import Settings, examples_of, train
+from driftsched.evaluation.training import Examples, Settings, examples_of, train
 
 ESTIMATION = runpy.run_path(str(Path(__file__).with_name("estimation.py")))
 SETS = ("alpaca", "arena", "codegen", "gsm8k", "all text", "hh, told", "mooncake, told", "azure", "vtc arena")
@@ -80,11 +82,13 @@ def measure(rows: Sequence[Row], scorer: Path) -> dict[str, Any]:
     """Scores of the second half: by the trees alone, and of `adaptive` new and kept, without and with them."""
     half = len(rows) // 2
     times, requests = prepare(rows[:half], Pace())
-    trained = train(examples_of(rows[:half], requests, times), 0.2, Settings())
+    examples = examples_of(rows[:half], requests, times)
+    trained = train(examples, 0.2, Settings())
     scorer.write_bytes(pretrained.dump(0.0, trained.trees))
     return {
         "rows": len(rows) - half,
         "trees": len(trained.trees),
+        "score_us": microseconds(pretrained.load(scorer), examples),
         "held_out": {"median": trained.median, "with trees": trained.scored},
         **{
             f"{name}{'+' * bool(file)}": judge(estimator, rows[first:], half - first)
@@ -97,6 +101,15 @@ def measure(rows: Sequence[Row], scorer: Path) -> dict[str, Any]:
     }
 
 
+def microseconds(scorer: pretrained.Scorer, examples: Examples) -> float:
+    taken = []
+    for figures in examples.figures:
+        start = perf_counter_ns()
+        scorer.score(figures)
+        taken.append(perf_counter_ns() - start)
+    return median(taken) / 1000
+
+
 def judge(estimator: Any, rows: Sequence[Row], warmup: int) -> dict[str, object]:
     times, requests = prepare(rows, Pace())
     return scores.errors(said_of(run(estimator, rows, requests, times), rows, warmup))
@@ -107,6 +120,7 @@ def text(found: dict[str, dict[str, Any]]) -> str:
         "set",
         "rows",
         "trees",
+        "score us",
         "new MAE",
         "with it",
         "",
@@ -120,7 +134,7 @@ def text(found: dict[str, dict[str, Any]]) -> str:
     ]
     body = []
     for name, of in found.items():
-        line = [name, str(of["rows"]), str(of["trees"])]
+        line = [name, str(of["rows"]), str(of["trees"]), f"{of['score_us']:.1f}"]
         for start in ("new", "kept"):
             without, with_it = of[start], of[f"{start}+"]
             line += [
