@@ -16,8 +16,8 @@ from support.prompts import request_of
 ABSURD: list[Any] = [0, 1, 10**9, 10**400, -1, -(10**9), float("nan"), float("inf")]
 
 
-MOST_BYTES: dict[type, int] = {Adaptive: 40_000_000}
-"""Of 20,000 models and tenants, where it is more than a megabyte."""
+MOST_BYTES: dict[type, int] = {Adaptive: 2000 * (NUM_NAMES := 5000)}
+"""Of so many models and tenants, where it is more than a megabyte."""
 
 
 @pytest.fixture(params=ESTIMATORS.names())
@@ -85,7 +85,7 @@ def test_one_absurd_length_does_not_undo_what_was_learnt(estimator: Estimator) -
 def test_any_number_of_names_fits_in_bounded_memory(estimator: Estimator) -> None:
     tracemalloc.start()
     try:
-        for i in range(20_000):
+        for i in range(NUM_NAMES):
             request = request_of("report", model=f"model-{i}", tenant=f"tenant-{i}")
             estimator.learn(request, Usage(10, 400), finished=True)
         held, _ = tracemalloc.get_traced_memory()

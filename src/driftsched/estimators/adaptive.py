@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from driftsched.core.model import Estimate, Request, Usage
 from driftsched.estimators.categories import base_tokens, input_factor
-from driftsched.estimators.memory import START_GATE, FamilyNode, KindNode, Memory, OwnNode, TenantNode
+from driftsched.estimators.memory import KEPT, START_GATE, FamilyNode, KindNode, Memory, OwnNode, TenantNode
 from driftsched.estimators.nodes import Level, Window
 from driftsched.estimators.pretrained import load
 from driftsched.estimators.quantiles import TARGETS, Profile
@@ -25,6 +25,8 @@ LOG_MAX: Final = log(MAX_LENGTH)
 
 STRENGTH: Final = 6.0
 """Observations that a node's parent counts for."""
+DRIFT_MEMORY: Final = 300
+"""Answers of a kind after which most of a shift is dropped for a tenant that has not been heard of since."""
 RESOLUTION: Final = log(1.05)
 """Predictions for the order are told apart from 5 % on; finer differences are noise."""
 MIN_SPREAD: Final = 0.02
@@ -68,8 +70,8 @@ class Adaptive:
     redistribution of censored mass, Efron (1967); weighted experts, Cesa-Bianchi and Lugosi (2006).
     """
 
-    def __init__(self, max_tenants: int = 100_000, pretrained: str = "") -> None:
-        """`max_tenants`: pairs of model and tenant remembered, >= 1; about 1 kB each.
+    def __init__(self, max_tenants: int = 64_000, pretrained: str = "") -> None:
+        """`max_tenants`: pairs of model and tenant remembered, >= 1; about 1 kB each. The ones that came last.
 
         `pretrained`: file of a scorer that `driftsched train` made, one more expert; none if empty.
         """
@@ -183,18 +185,18 @@ class Adaptive:
         family = memory.families.read((request.model, tenant.outlying)) or _NO_FAMILY
         kind = memory.kinds.read((request.model, tenant.outlying, request.category)) or _NO_KIND
         own = memory.own.read(keys.own) or _NO_OWN
-        if own.shifted != kind.shifted and own is not _NO_OWN:
-            own.move(kind.shifted)  # changes nothing that is predicted: it is only done now, when somebody looks
         everything = memory.everything.read(("",)) or _NO_LEVEL
         session = memory.sessions.read(keys.session) if keys.session else None
 
         of_model = family.level.value(everything.value(_start(request), 1.0), STRENGTH)
         of_kind = kind.level.value(of_model, STRENGTH)
         of_tenant = of_kind + tenant.apart.value(0.0, STRENGTH)
-        level = own.level.value(of_tenant, STRENGTH)
-        lately = own.window.median(of_tenant)
+        shift = _pending_shift(kind, own)  # of which these do not know yet
+        level = own.level.value(of_tenant - shift, STRENGTH) + shift
+        lately = own.window.median(of_tenant - shift)
         lately_size = (memory.tenant_sizes.read(keys.tenant_size) or _NO_WINDOW).median(lately)
-        size = (memory.sizes.read(keys.size) or _NO_WINDOW).median(lately_size)
+        size = (memory.sizes.read(keys.size) or _NO_WINDOW).median(lately_size) + shift
+        lately, lately_size = lately + shift, lately_size + shift
         template = (memory.templates.read(keys.template) or _NO_LEVEL).value(0.0, 3.0)
         prompt = (memory.prompts.read(keys.prompt) or _NO_LEVEL).value(0.0, 1.0)
         figures = _clip(memory.figures.predict(reading.dense), 1.5)
@@ -232,6 +234,7 @@ class Adaptive:
         family = memory.families.write((request.model, tenant.outlying))
         kind = memory.kinds.write((request.model, tenant.outlying, request.category))
         own = memory.own.write(keys.own)
+        own.heed(kind.num_drifts)
         residual = _clip((length - forecast.point) / forecast.spread, 8.0)
 
         chances = _chances(family.profile, basis.promised, length, residual, finished=finished)
@@ -253,7 +256,9 @@ class Adaptive:
         is_most = 2 * tenant.num_learnt >= family.num_learnt
         plausible = length if is_most else forecast.point + _clip(off, MAX_SURPRISE)
         self._learn_shared(basis, forecast, family, kind, plausible)
-        shift = _watch(kind, forecast, plausible, who=crc32(keys.tenant[1].encode()), is_most=is_most)
+        shift = None
+        if not tenant.outlying:  # the others have little in common, so they do not drift together either
+            shift = _watch(kind, forecast, plausible, who=crc32(keys.tenant[1].encode()), is_most=is_most)
         self._learn_own(basis, forecast, own, length)
         _set_apart(tenant, length - forecast.of_kind, is_most=is_most)
         return shift
@@ -387,6 +392,14 @@ def _start(request: Request) -> float:
     return log(base_tokens(request.category) * input_factor(request.prompt_tokens))
 
 
+def _pending_shift(kind: KindNode, own: OwnNode) -> float:
+    """The part of the last shift that what is known of a tenant has not taken up yet."""
+    if not kind.num_drifts or not own.level.weight:
+        return 0.0
+    taken_up = own.since_drift / KEPT if own.num_drifts == kind.num_drifts else 0.0
+    return kind.shift * max(0.0, 1 - taken_up) * exp(-kind.since_drift / DRIFT_MEMORY)
+
+
 def _watch(kind: KindNode, forecast: _Forecast, length: float, *, who: int, is_most: bool) -> float | None:
     """Follow the bias of model and category; the factor of the shift if this answer raised the alarm."""
     kind.since_drift += 1
@@ -398,7 +411,8 @@ def _watch(kind: KindNode, forecast: _Forecast, length: float, *, who: int, is_m
     if not shift:
         return None
     kind.level.move(shift)
-    kind.shifted += shift
+    kind.level.keep(30)
+    kind.shift = shift
     kind.since_drift = 0
     kind.num_drifts += 1
     return exp(shift)

@@ -47,7 +47,7 @@ class Cusum:
         self.ups = self._grown(self.ups, residual, source)
         self.downs = self._grown(self.downs, -residual, source)
         for side, sign in ((self.ups, 1), (self.downs, -1)):
-            if side.total > self.threshold and (is_alone or 4 * side.num_elsewhere >= side.num):
+            if side.total > self.threshold and (is_alone or 2 * side.num_elsewhere >= side.num):
                 self.ups = self.downs = Side()
                 return sign * side.sum / side.num
         return 0.0

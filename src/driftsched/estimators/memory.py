@@ -20,7 +20,7 @@ from driftsched.estimators.text import NUM_DENSE, TABLE_BITS
 STATE_VERSION: Final = 1
 
 EXPERTS: Final = ("model", "figures", "words", "session", "template", "tenant", "tenant_size", "size", "pretrained")
-"""What is added, weighted, to the level of model, category and tenant; `pretrained` is beyond what `figures` say."""
+"""What is added, weighted, to the level of model, category and tenant; `pretrained` beyond what `figures` say."""
 START_WEIGHTS: Final = (0.0, 0.8, 0.5, 0.5, 0.3, 0.1, 0.1, 0.1, 0.4)
 """Of `EXPERTS`: a hint at what to expect, worth a few answers."""
 
@@ -29,6 +29,8 @@ CANDIDATES: Final = ("blend", "level", "tenant", "tenant_size", "size", "sizes")
 START_GATE: Final = (0.45, 0.11, 0.11, 0.11, 0.11, 0.11)
 """Weights of `CANDIDATES` before their losses are known; they add up to 1."""
 
+KEPT: Final = 12
+"""Answers from before a drift that still count after it."""
 CONFORMAL_RATE: Final = 0.03
 MAX_COUNT: Final = 2.0**53
 
@@ -77,34 +79,36 @@ class TenantNode:
 class OwnNode:
     """One tenant's answers from one model in one category."""
 
-    __slots__ = ("level", "shifted", "spread", "window")
+    __slots__ = ("level", "num_drifts", "since_drift", "spread", "window")
 
     def __init__(self) -> None:
         self.level = Level()
         self.spread = Level()
         self.window = Window()
-        self.shifted = 0.0
-        """Shifts of its kind that these answers have been moved by, in sum."""
+        self.num_drifts = 0
+        self.since_drift = 0
+        """Answers since the last of these drifts of its kind."""
 
-    def move(self, shifted: float) -> None:
-        """Follow the shifts of its kind, `shifted` in sum."""
-        if shifted != self.shifted:
-            self.level.move(shifted - self.shifted)
-            self.window.move(shifted - self.shifted)
-            self.shifted = shifted
+    def heed(self, num_drifts: int) -> None:
+        """An answer comes in, after so many drifts of its kind: what came before the last of them counts little."""
+        if num_drifts != self.num_drifts:
+            self.num_drifts = num_drifts
+            self.since_drift = 0
+            self.level.keep(KEPT)
+            self.window.keep(KEPT)
+        self.since_drift += 1
 
     def pack(self) -> list[float]:
-        return [self.shifted, *self.level.pack(), *self.spread.pack(), *self.window.pack()]
+        return [self.num_drifts, self.since_drift, *self.level.pack(), *self.spread.pack(), *self.window.pack()]
 
     def unpack(self, numbers: Numbers) -> None:
-        self.shifted = numbers.take()
+        self.num_drifts, self.since_drift = int(numbers.take(0, MAX_COUNT)), int(numbers.take(0, MAX_COUNT))
         self.level.unpack(numbers)
         self.spread.unpack(numbers)
         self.window.unpack(numbers)
 
     def absorb(self, other: "OwnNode") -> None:
-        if not self.level.weight:
-            self.shifted = other.shifted
+        self.num_drifts = max(self.num_drifts, other.num_drifts)
         self.level.absorb(other.level)
         self.spread.absorb(other.spread)
         self.window.absorb(other.window)
@@ -141,7 +145,7 @@ class KindNode:
         self.error = Level()  # absolute log error of the point
         self.covered = Level()  # share within q80
         self.bias = 0.0  # logarithm: what the blend still lacks
-        self.shifted = 0.0  # logarithm: sum of the shifts told by the detector
+        self.shift = 0.0  # logarithm: the last shift that the detector told
         self.since_drift = 1_000_000  # answers
         self.num_drifts = 0
         self.drift = Cusum()
@@ -152,7 +156,7 @@ class KindNode:
         return [
             *(x for y in levels for x in y.pack()),
             self.bias,
-            self.shifted,
+            self.shift,
             self.since_drift,
             self.num_drifts,
             *sums,
@@ -162,7 +166,7 @@ class KindNode:
         for level in (self.level, self.spread, self.error, self.covered):
             level.unpack(numbers)
         self.bias = numbers.take(-20, 20)
-        self.shifted = numbers.take()
+        self.shift = numbers.take(-20, 20)
         self.since_drift, self.num_drifts = int(numbers.take(0, MAX_COUNT)), int(numbers.take(0, MAX_COUNT))
         self.drift.ups = _side(numbers)
         self.drift.downs = _side(numbers)
@@ -170,8 +174,9 @@ class KindNode:
     def absorb(self, other: "KindNode") -> None:
         share = _share(self.level.weight, other.level.weight)
         self.bias += share * (other.bias - self.bias)
-        self.since_drift = min(self.since_drift, other.since_drift)
-        self.num_drifts += other.num_drifts
+        if other.since_drift < self.since_drift:
+            self.since_drift, self.shift = other.since_drift, other.shift
+        self.num_drifts = max(self.num_drifts, other.num_drifts)
         for mine, theirs in (
             (self.level, other.level),
             (self.spread, other.spread),
@@ -295,7 +300,7 @@ class Memory:
     """All that was learnt."""
 
     def __init__(self, max_tenants: int) -> None:
-        few = max(1, min(max_tenants, 20_000))
+        few = max(1, min(max_tenants, 16_000))
         self.num_learnt = 0
         self.everything: Table[tuple[str], Level] = Table(Level, 1, _key(str))
         self.families: Table[tuple[str, bool], FamilyNode] = Table(FamilyNode, 512, _key(str, bool))

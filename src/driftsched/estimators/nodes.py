@@ -58,11 +58,15 @@ class Level:
 
     def observe(self, length: float, max_weight: float) -> None:
         """Take one observation in, and let the older ones weigh at most `max_weight` together with it."""
-        if self.weight > max_weight - 1:
-            self.total *= (max_weight - 1) / self.weight
-            self.weight = max_weight - 1
+        self.keep(max_weight - 1)
         self.total += length
         self.weight += 1
+
+    def keep(self, weight: float) -> None:
+        """Let what was observed so far weigh at most `weight`: the faster it follows what comes."""
+        if self.weight > weight:
+            self.total *= weight / self.weight
+            self.weight = weight
 
     def move(self, by: float) -> None:
         """Let all that was observed have been longer by this much."""
@@ -102,9 +106,9 @@ class Window:
             del self.values[0]
         self.values.append(length)
 
-    def move(self, by: float) -> None:
-        """Let all that was observed have been longer by this much."""
-        self.values = array("f", [value + by for value in self.values])
+    def keep(self, num: int) -> None:
+        """Forget all but the last `num`."""
+        del self.values[:-num]
 
     def pack(self) -> list[float]:
         return [len(self.values), *self.values]
