@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,24 +10,38 @@ import pytest
 from driftsched.core.errors import ConfigError
 from driftsched.engines.presets import get_hardware
 from driftsched.sim.experiment import Machine
-from driftsched.simulating import Demand, Output, TraceOf, parse_options, run_simulate
+from driftsched.sim.feedback import FEEDBACKS, Feedback
+from driftsched.simulating import (
+    Arms,
+    Demand,
+    Output,
+    TraceOf,
+    default_arms,
+    parse_feedbacks,
+    parse_options,
+    run_simulate,
+)
 
 SMALL = (("requests", "200"),)
 
 
 def simulate(
-    demand: Demand, *, policies: tuple[str, ...] = ("fifo", "sjf"), out: Path | None = None, **changes: object
+    demand: Demand,
+    *,
+    policies: tuple[str, ...] = ("fifo", "sjf"),
+    estimators: tuple[str, ...] = ("static",),
+    feedbacks: Sequence[Feedback] = ("reranked",),
+    out: Path | None = None,
+    **changes: object,
 ) -> None:
     arguments: dict[str, object] = {
-        "policies": policies,
-        "estimators": ("static",),
         "num_seeds": 2,
         "hardware": "l4-qwen1.5-1.8b",
         "mode": "continuous",
         "slots": 8,
         "output": Output(json=out, quiet=True),
     }
-    run_simulate(demand, **(arguments | changes))  # type: ignore[arg-type]
+    run_simulate(demand, Arms(policies, estimators, feedbacks), **(arguments | changes))  # type: ignore[arg-type]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,6 +72,50 @@ def test_the_oracle_is_never_wrong(tmp_path: Path) -> None:
     runs = json.loads((tmp_path / "s.json").read_bytes())["runs"]
     assert {0.0} == {run["prediction"]["mae_tokens"] for run in runs if run["estimator"] == "oracle"}
     assert all(run["prediction"]["mae_tokens"] > 0 for run in runs if run["estimator"] == "static")
+
+
+def test_feedback_is_compared_on_the_same_requests_and_the_oracle_needs_none(tmp_path: Path) -> None:
+    simulate(
+        Demand("drift", SMALL, rho=0.9),
+        policies=("sjf",),
+        estimators=("calibrated", "oracle"),
+        feedbacks=FEEDBACKS,
+        out=tmp_path / "s.json",
+    )
+    runs = [run for run in json.loads((tmp_path / "s.json").read_bytes())["runs"] if run["seed"] == 1]
+    assert ["calibrated-off", "calibrated-frozen", "calibrated", "oracle"] == [run["estimator"] for run in runs]
+    assert 4 == len({run["e2e_seconds"]["mean"] for run in runs})
+
+
+def test_nothing_is_learnt_without_feedback(tmp_path: Path) -> None:
+    for estimator, feedbacks in (("calibrated", ("off",)), ("static", ("off", "reranked"))):
+        simulate(
+            Demand(options=SMALL, rho=0.9),
+            policies=("sjf",),
+            estimators=(estimator,),
+            feedbacks=feedbacks,  # type: ignore[arg-type]
+            num_seeds=1,
+            out=tmp_path / f"{estimator}.json",
+        )
+    (untaught,), (static, taught) = (
+        json.loads((tmp_path / f"{name}.json").read_bytes())["runs"] for name in ("calibrated", "static")
+    )
+    assert static["e2e_seconds"] == taught["e2e_seconds"]
+    assert untaught["prediction"]["bias"] != static["prediction"]["bias"]
+
+
+def test_drift_compares_kinds_of_feedback_and_all_else_policies() -> None:
+    assert FEEDBACKS == default_arms(Demand("drift")).feedbacks
+    assert (
+        ("reranked",) == default_arms(Demand("gamma")).feedbacks == default_arms(Demand(trace=Path("x"))).feedbacks
+    )
+    assert "oracle" in default_arms(Demand("drift")).estimators
+
+
+def test_an_unknown_kind_of_feedback_is_refused() -> None:
+    assert ["frozen", "off"] == parse_feedbacks(["frozen", "off"])
+    with pytest.raises(ConfigError, match="feedback: unknown 'loud': use one of off, frozen, reranked"):
+        parse_feedbacks(["loud"])
 
 
 def test_the_sensitivity_band_changes_one_coefficient_at_a_time(tmp_path: Path) -> None:

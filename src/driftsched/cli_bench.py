@@ -35,7 +35,7 @@ def bench(
     workload: Annotated[
         str,
         typer.Option(
-            help="paper, poisson, gamma, diurnal, flood, verbosity-shift, mix-shift, model-swap, or a YAML file."
+            help="paper, poisson, gamma, diurnal, flood, drift, verbosity-shift, mix-shift, model-swap, or YAML."
         ),
     ] = "poisson",
     option: Annotated[

@@ -34,7 +34,7 @@ def simulate(
     workload: Annotated[
         str,
         typer.Option(
-            help="paper, poisson, gamma, diurnal, flood, verbosity-shift, mix-shift, model-swap, or a YAML file."
+            help="paper, poisson, gamma, diurnal, flood, drift, verbosity-shift, mix-shift, model-swap, or YAML."
         ),
     ] = "poisson",
     option: Annotated[
@@ -63,11 +63,22 @@ def simulate(
         typer.Option(min=0.01, max=100, help="Utilisation to offer, e.g. 0.9; stretches a trace's time."),
     ] = None,
     policies: Annotated[
-        str, typer.Option(help="Separated by commas; the first is what others are compared with.")
-    ] = ("fifo,priority,weighted,sjf,aging,fair"),
+        str | None,
+        typer.Option(
+            help="Separated by commas; the first is what others are compared with. Default: all, of drift two."
+        ),
+    ] = None,
     estimators: Annotated[
-        str, typer.Option(help="Separated by commas; also `oracle`, which knows.")
-    ] = "calibrated",
+        str | None,
+        typer.Option(help="Separated by commas; also `oracle`, which knows. Default: that of `serve`."),
+    ] = None,
+    feedback: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas: off (nothing is learnt), frozen (who waits keeps its place), reranked. "
+            "Default: reranked; of drift all."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Traces drawn; every policy runs on each.")] = 10,
     hardware: Annotated[str, typer.Option(help="Machine whose step times are simulated.")] = "l4-qwen1.5-1.8b",
     fit: Annotated[
@@ -103,6 +114,8 @@ def simulate(
 
         driftsched simulate --workload poisson --rho 0.9 --policies fifo,sjf,fair
 
+        driftsched simulate --workload drift --rho 0.9
+
         driftsched simulate --trace azure.csv.gz --rho 0.95 --tenants 8 --out results
 
         driftsched simulate --fit results/requests.jsonl --hardware a100-llama3-8b --rho 0.8
@@ -125,10 +138,15 @@ def simulate(
         tier_shares=_shares(tiers),
         rho=rho,
     )
+    usual = simulating.default_arms(demand)
+    arms = simulating.Arms(
+        usual.policies if policies is None else _names(policies),
+        usual.estimators if estimators is None else _names(estimators),
+        usual.feedbacks if feedback is None else simulating.parse_feedbacks(_names(feedback)),
+    )
     simulating.run_simulate(
         demand,
-        policies=_names(policies),
-        estimators=_names(estimators),
+        arms,
         num_seeds=seeds,
         hardware=hardware,
         mode=mode.value,

@@ -14,9 +14,9 @@ from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tier
 from driftsched.engines.model import Mode
 from driftsched.engines.presets import Hardware, get_hardware
-from driftsched.estimators import ESTIMATORS, create_estimator
+from driftsched.estimators import DEFAULT_ESTIMATOR, ESTIMATORS, create_estimator
 from driftsched.estimators.categories import KeywordClassifier
-from driftsched.policies import POLICIES, create_policy
+from driftsched.policies import DEFAULT_POLICY, POLICIES, create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.sim import reproduce as reproduction
 from driftsched.sim.conditions import coefficients
@@ -31,6 +31,7 @@ from driftsched.sim.experiment import (
     capacity,
     run_experiment,
 )
+from driftsched.sim.feedback import FEEDBACKS, Feedback
 from driftsched.sim.fit import Fit, fit, read_served
 from driftsched.sim.fit import text as fit_text
 from driftsched.sim.readers import read_trace
@@ -39,7 +40,7 @@ from driftsched.sim.summary import Document, document, to_json, write_results
 from driftsched.sim.tables import render
 from driftsched.sim.trace import Row
 from driftsched.sim.trials import PaperParts
-from driftsched.sim.workloads import generate, make_scenario
+from driftsched.sim.workloads import DRIFT, generate, make_scenario
 
 PARTS = Parts(create_policy, create_estimator, MemoryQueue)
 
@@ -76,6 +77,35 @@ class Demand:
         """For the results: what was asked for, without paths that differ from machine to machine."""
         facts = asdict(self) | {"trace": self.trace.name if self.trace else None, "options": dict(self.options)}
         return {name: value for name, value in facts.items() if value not in (None, (), {}, False)}
+
+
+@dataclass(frozen=True, slots=True)
+class Arms:
+    """What is compared: each policy with each estimator, each with each kind of feedback."""
+
+    policies: Sequence[str]
+    """The first is what others are compared with."""
+    estimators: Sequence[str]
+    feedbacks: Sequence[Feedback] = ("reranked",)
+
+    def check(self) -> None:
+        """Raises `ConfigError` for the commonest mistakes, an unknown name and one given twice, before any work."""
+        _check_names("policies", self.policies, POLICIES.names())
+        _check_names("estimators", self.estimators, [*ESTIMATORS.names(), ORACLE])
+
+    def cases(self, machine: Machine, variant: str) -> Iterator[Case]:
+        """On one engine. Who knows true lengths learns nothing, so that feedback makes no difference to it."""
+        for estimator in self.estimators:
+            for feedback in self.feedbacks if estimator != ORACLE else ("reranked",):
+                for policy in self.policies:
+                    yield Case(policy, estimator, machine, variant, feedback)
+
+
+def default_arms(demand: Demand) -> Arms:
+    """What is compared unless asked otherwise: on `drift` the kinds of feedback, else the policies."""
+    if demand.trace is None and demand.workload == DRIFT:
+        return Arms(("sjf", DEFAULT_POLICY), (DEFAULT_ESTIMATOR, ORACLE), FEEDBACKS)
+    return Arms(("fifo", "priority", "weighted", "sjf", "aging", "fair"), (DEFAULT_ESTIMATOR,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +160,8 @@ class Output:
 
 def run_simulate(
     demand: Demand,
+    arms: Arms,
     *,
-    policies: Sequence[str],
-    estimators: Sequence[str],
     num_seeds: int,
     hardware: str,
     mode: Mode,
@@ -148,10 +177,10 @@ def run_simulate(
     With `recorded`, a requests.jsonl, the engine is fitted to it, and `hardware` only tells what that run does not.
     """
     output = output or Output()
-    _check_names(policies, estimators)
+    arms.check()
     fitted = fit(read_served(recorded), get_hardware(hardware)) if recorded is not None else None
     machine = Machine(fitted.hardware if fitted else get_hardware(hardware), mode, slots)
-    cases = list(_cases(policies, estimators, machine, sensitivity))
+    cases = list(_cases(arms, machine, sensitivity))
     source = TraceOf(demand, machine)
     experiment = Experiment(source, tuple(cases), tuple(range(1, num_seeds + 1)), PARTS)
     with _progress(output.quiet) as progress:
@@ -162,7 +191,7 @@ def run_simulate(
             keep_recordings_of=1 if output.out else None,
             progress=progress,
         )
-    made = _document(results, demand, machine, policies[0], fitted)
+    made = _document(results, demand, machine, arms.policies[0], fitted)
     if fitted is not None:
         sys.stdout.write(fit_text(fitted) + "\n")
     sys.stdout.write(_heading(demand, machine, results) + render(made))
@@ -186,31 +215,27 @@ def run_reproduce(
         reproduction.write_reproduction(out, made)
 
 
-def _check_names(policies: Sequence[str], estimators: Sequence[str]) -> None:
-    """Before any work: an unknown name, or a name given twice, is the commonest mistake."""
-    for kind, names, known in (
-        ("policies", policies, POLICIES.names()),
-        ("estimators", estimators, [*ESTIMATORS.names(), ORACLE]),
-    ):
-        if not names:
-            raise ConfigError(f"{kind}: give at least one of {', '.join(known)}")
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"{kind}: unknown {name!r}: use one of {', '.join(known)}")
-        if len(set(names)) < len(names):
-            raise ConfigError(f"{kind}: one is given twice")
+def parse_feedbacks(names: Sequence[str]) -> list[Feedback]:
+    """Raises `ConfigError` for one that is unknown or given twice."""
+    _check_names("feedback", names, FEEDBACKS)
+    return [feedback for name in names for feedback in FEEDBACKS if feedback == name]
 
 
-def _cases(
-    policies: Sequence[str], estimators: Sequence[str], machine: Machine, sensitivity: bool
-) -> Iterator[Case]:
-    machines = {"base": machine}
+def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    if not names:
+        raise ConfigError(f"{kind}: give at least one of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{kind}: unknown {name!r}: use one of {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{kind}: one is given twice")
+
+
+def _cases(arms: Arms, machine: Machine, sensitivity: bool) -> Iterator[Case]:
+    yield from arms.cases(machine, "base")
     if sensitivity:
-        machines |= {name: replace(machine, hardware=changed) for name, changed in _band(machine.hardware)}
-    for variant, changed in machines.items():
-        for estimator in estimators:
-            for policy in policies:
-                yield Case(policy, estimator, changed, variant)
+        for name, changed in _band(machine.hardware):
+            yield from arms.cases(replace(machine, hardware=changed), name)
 
 
 def _band(hardware: Hardware) -> Iterator[tuple[str, Hardware]]:

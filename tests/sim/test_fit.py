@@ -14,7 +14,7 @@ from driftsched.sim.recording import Recording
 from driftsched.sim.shaping import rescale
 from driftsched.sim.summary import request_lines
 from driftsched.sim.trace import Row
-from driftsched.simulating import PARTS, Demand, Output, run_simulate
+from driftsched.simulating import PARTS, Arms, Demand, Output, run_simulate
 
 A100 = get_hardware("a100-llama3-8b")
 H100 = get_hardware("h100-llama3-8b")
@@ -147,8 +147,7 @@ def test_simulate_uses_the_fitted_engine_and_says_how_it_is_known(
 ) -> None:
     run_simulate(
         Demand(options=(("requests", "200"),), rho=0.5),
-        policies=("fifo",),
-        estimators=("static",),
+        Arms(("fifo",), ("static",)),
         num_seeds=1,
         hardware="h100-llama3-8b",
         mode="continuous",

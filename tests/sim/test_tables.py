@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from driftsched.sim.measures import measure
@@ -100,3 +102,26 @@ def test_requests_that_were_not_served_are_told() -> None:
 
 def test_an_experiment_without_runs_has_no_tables_and_no_errors() -> None:
     assert render(document([], scenario={}, trace_hash="x")).startswith("! Fewer than 5 seeds")
+
+
+def test_what_came_after_a_change_has_tables_of_its_own_with_the_first_estimator_of_each_policy_compared() -> None:
+    runs = [
+        measure(replace(made, estimator=estimator, phase=["after" if p == "stress" else p for p in made.phase]))
+        for seed in range(1, 11)
+        for policy in ("fifo", "sjf")
+        for estimator in ("static", "oracle")
+        for made in [queue_run(policy, seed=seed)]
+    ]
+    lines = render(document(runs, scenario={}, trace_hash="x", commit="", environment={})).splitlines()
+    at = lines.index(next(line for line in lines if line.startswith("s, phase after")))
+    assert [["fifo", "static"], ["fifo", "oracle"], ["sjf", "static"], ["sjf", "oracle"]] == [
+        line.split()[:2] for line in lines[at + 1 : at + 5]
+    ]
+    assert lines[at + 6].startswith("against the first")
+    assert [["fifo", "oracle", *["same"] * 4], ["sjf", "oracle", *["same"] * 4]] == [
+        line.split() for line in lines[at + 7 : at + 9]
+    ]
+
+
+def test_without_a_change_there_is_no_such_table() -> None:
+    assert "phase after" not in render(document_of("fifo"))

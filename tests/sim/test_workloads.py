@@ -25,6 +25,7 @@ from driftsched.sim.workloads import (
     PaperAnswers,
     answer_words,
     diurnal,
+    drift,
     flood,
     gamma,
     generate,
@@ -225,6 +226,7 @@ def test_generated_traces_never_change() -> None:
         "gamma": "c7e6e76dd676",
         "diurnal": "99ccd5f1759b",
         "flood": "ee2886752526",
+        "drift": "b34ca2d82977",
         "verbosity-shift": "5645e0b276c6",
         "mix-shift": "6afaf1654df4",
         "model-swap": "219a3ce08cb2",
@@ -306,6 +308,23 @@ def test_a_flood_comes_on_top_of_what_would_have_come_anyway() -> None:
 def test_a_bigger_flood_leaves_the_others_alone() -> None:
     small, large = (generate(flood(rate=5.0, factor=factor), seed=1) for factor in (2.0, 20.0))
     assert [row for row in small if row.tenant != "tenant-0"] == [row for row in large if row.tenant != "tenant-0"]
+
+
+def test_a_drift_comes_with_a_surge_and_has_other_answers_from_the_middle_on() -> None:
+    calm = generate(drift(rate=5.0, surge=1.0, length_factors={"summary": 1.0}), seed=1)
+    drifted = generate(drift(rate=5.0, surge=10.0, length_factors={"summary": 2.0}), seed=1)
+
+    assert calm[:1500] == drifted[:1500]
+    assert 30 == pytest.approx(drifted[-1].at - calm[1499].at, rel=0.1)
+    for one, two in zip(calm[1500:], drifted[1500:], strict=True):
+        factor = 2.0 if one.category == "summary" else 1.0
+        assert min(4096, factor * one.completion_tokens) == pytest.approx(two.completion_tokens, abs=1.5)
+
+
+def test_a_surge_multiplies_a_load_as_well_as_a_rate() -> None:
+    by_rate, by_rho = generate(drift(rate=4.0), seed=1), generate(drift(rho=0.8), seed=1, capacity=5.0)
+    assert by_rate == by_rho
+    assert generate(drift(), seed=1, capacity=5.0) == by_rho
 
 
 def test_a_verbosity_shift_makes_one_category_longer_from_the_middle_on() -> None:

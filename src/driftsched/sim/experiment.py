@@ -15,6 +15,7 @@ from driftsched.core.traits import read_traits
 from driftsched.engines.model import BatchModel, Mode
 from driftsched.engines.presets import Hardware
 from driftsched.sim.driver import Arrival, simulate
+from driftsched.sim.feedback import Feedback, Untaught, arm_name, max_reranks
 from driftsched.sim.measures import Objective, Run, measure
 from driftsched.sim.oracle import Oracle
 from driftsched.sim.recording import Recorder, Recording
@@ -64,6 +65,12 @@ class Case:
     machine: Machine
     variant: str = "base"
     """What sets it apart from others with the same policy and estimator."""
+    feedback: Feedback = "reranked"
+
+    @property
+    def estimator_name(self) -> str:
+        """As results call it."""
+        return arm_name(self.estimator, self.feedback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +144,7 @@ def run_case(rows: Sequence[Row], case: Case, seed: int, parts: Parts) -> Record
     check_fits(rows, machine)
     recorder = Recorder(
         policy=case.policy,
-        estimator=case.estimator,
+        estimator=case.estimator_name,
         engine_mode=machine.mode,
         variant=case.variant,
         seed=seed,
@@ -146,9 +153,10 @@ def run_case(rows: Sequence[Row], case: Case, seed: int, parts: Parts) -> Record
     )
     scheduler = Scheduler(
         policy=parts.create_policy(case.policy),
-        estimator=_estimator(case.estimator, rows, parts),
+        estimator=_estimator(case, rows, parts),
         describer=TraceDescriber(),
         queue=parts.create_queue(machine.slots),
+        max_reranks=max_reranks(case.feedback),
         listeners=[recorder],
     )
     engine = machine.engine()
@@ -197,10 +205,11 @@ class TraceDescriber:
         """Nothing was estimated."""
 
 
-def _estimator(name: str, rows: Sequence[Row], parts: Parts) -> Estimator:
-    if name == ORACLE:
+def _estimator(case: Case, rows: Sequence[Row], parts: Parts) -> Estimator:
+    if case.estimator == ORACLE:
         return Oracle({str(number): row.completion_tokens for number, row in enumerate(rows)})
-    return parts.create_estimator(name)
+    estimator = parts.create_estimator(case.estimator)
+    return Untaught(estimator) if case.feedback == "off" else estimator
 
 
 def traits_of(row: Row, turns: Turns) -> Traits:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from driftsched.sim.statistics import Interval
-from driftsched.sim.summary import Arm, Document, Verdict, arm_of, labels
+from driftsched.sim.summary import Arm, Document, Verdict, arm_of, labels, summarize
 
 WIDTH = 80
 _LABEL_WIDTH = 20
@@ -25,6 +25,12 @@ _SYSTEM = (
     ("slots in use", "slot_utilisation"),
     ("gap, tokens", "service_gap_tokens"),
     ("light P99, s", "light_tenant_p99_seconds"),
+)
+_CHANGED = "after"
+"""The phase that begins when a workload changes."""
+_AFTER = tuple(
+    (f"E2E {name}", f"by_phase.{_CHANGED}.e2e_seconds.{figure}")
+    for name, figure in (("mean", "mean"), ("P50", "p50"), ("P95", "p95"), ("P99", "p99"))
 )
 MIN_SEEDS = 5
 _SMALL_CHANGE = 0.005
@@ -49,6 +55,9 @@ def render(document: Document) -> str:
             lines += ["", *_values_table("E2E P95 by tier, s", arms, _TIERS, document)]
         changes = _changes_table(arms, document)
         lines += ["", *changes] if changes else []
+        if any(document.row(arm, metric) for arm in arms for _, metric in _AFTER):
+            lines += ["", *_values_table(f"s, phase {_CHANGED}", arms, _AFTER, document)]
+            lines += _within_policies(arms, document)
         lines += ["", *_values_table("prediction", arms, _PREDICTION, document)]
         lines += ["", *_values_table("system", arms, _SYSTEM, document)]
     return "\n".join([*lines, "", *_wrapped(remarks(document))]).strip() + "\n"
@@ -141,6 +150,24 @@ def _changes_table(arms: Sequence[Arm], document: Document) -> list[str]:
     if not lines:
         return []
     return [_line(f"against {', '.join(sorted(baselines))}", [name for name, _ in _HEADLINE]), *lines]
+
+
+def _within_policies(arms: Sequence[Arm], document: Document) -> Iterator[str]:
+    """How the estimators of each policy differ from the first of them once the workload has changed."""
+    names = labels(arms)
+    lines = []
+    for policy in dict.fromkeys(arm.policy for arm in arms):
+        own = [arm for arm in arms if arm.policy == policy]
+        rows = {
+            (row.arm, row.metric): row for row in summarize([run for run in document.runs if arm_of(run) in own])
+        }
+        for arm in own[1:]:
+            compared = [rows.get((arm, metric)) for _, metric in _AFTER]
+            lines.append(
+                _line(names[arm], [change_text(row.change, row.verdict) if row else "-" for row in compared])
+            )
+    if lines:
+        yield from ("", _line("against the first", [name for name, _ in _AFTER]), *lines)
 
 
 def _line(label: str, cells: Sequence[str]) -> str:

@@ -298,6 +298,30 @@ def flood(
     return _chat("flood", phases, Crowd(exponent=0.0))
 
 
+DRIFT = "drift"
+
+
+def drift(
+    rate: float | None = None,
+    rho: float | None = None,
+    *,
+    length_factors: Mapping[str, float] | None = None,
+    surge: float = 16.0,
+    requests: int = 3000,
+) -> Scenario:
+    """Drift that meets a backlog: half-way, jobs of a new kind come `surge` times as fast as requests came before.
+
+    Their answers are other ones, so that most of the second half waits already when the first of it teach how long.
+    """
+    half, before = max(1, requests // 2), _load(rate, rho)
+    if before.rho is None:
+        after = replace(before, rate=surge * (before.rate or 0.0))
+    else:
+        after = replace(before, rho=surge * before.rho)
+    factors = dict(length_factors or {"short_qa": 3.0, "report": 0.3})
+    return _chat(DRIFT, [Phase("before", before, half), Phase("after", after, half, length_factors=factors)])
+
+
 def verbosity_shift(
     rate: float | None = None,
     rho: float | None = None,
@@ -434,6 +458,7 @@ WORKLOADS: dict[str, Callable[..., Scenario]] = {
     "gamma": gamma,
     "diurnal": diurnal,
     "flood": flood,
+    DRIFT: drift,
     "verbosity-shift": verbosity_shift,
     "mix-shift": mix_shift,
     "model-swap": model_swap,
