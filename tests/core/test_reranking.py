@@ -252,6 +252,22 @@ def test_a_policy_that_cannot_rank_again_loses_nothing(caplog: pytest.LogCapture
     assert list("abcd") == dispatch_order(events)
 
 
+def test_a_correction_that_is_no_number_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Speechless(Learning):
+        def bias(self, request: Request) -> float:
+            return 1.0 if not self.biases else None  # type: ignore[return-value]
+
+        def predict(self, request: Request) -> Estimate:
+            return Estimate(1.0, q50=1.0, q80=1.0, q90=1.0)
+
+    events: list[Event] = []
+    scheduler = scheduler_of("sjf", estimator=Speechless(), listeners=[events.append])
+    submit(scheduler, "a", "b")
+    with caplog.at_level(logging.CRITICAL):
+        drain(scheduler)
+    assert ["a", "b"] == [e.ticket.id for e in events if isinstance(e, Finished)]
+
+
 # Whatever happens, the order comes out right
 
 ACTS = st.tuples(st.sampled_from(["submit", "submit", "serve", "finish", "cancel"]), st.integers(0, 11))

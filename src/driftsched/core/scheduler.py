@@ -258,12 +258,12 @@ class Scheduler:
             before = self._estimator.bias(request)
             self._estimator.learn(request, usage, finished=finished, estimate=ticket.estimate)
             after = self._estimator.bias(request)
+            self._revisions.recalibrated(request, before, after)
         except Exception:  # the flight is settled: a plug-in that cannot learn must not keep it from being told
             _logger.exception("estimator could not learn %s of request %s", usage, request.id)
             return
         if after != before:
             self._tell(Recalibrated(now, request.model, request.category, before, after))
-        self._revisions.recalibrated(request, before, after)
 
     async def _follow_feedback(self, now: float) -> None:
         """Predict and place anew the next few waiting tickets whose kind feedback has moved."""
