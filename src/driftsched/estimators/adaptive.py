@@ -200,11 +200,15 @@ class Adaptive:
         template = (memory.templates.read(keys.template) or _NO_LEVEL).value(0.0, 3.0)
         prompt = (memory.prompts.read(keys.prompt) or _NO_LEVEL).value(0.0, 1.0)
         figures = _clip(memory.figures.predict(reading.dense), 1.5)
-        experts = np.array(
+        words = _clip(memory.words.predict(reading.words), 1.2)
+        trust = memory.num_learnt / (
+            memory.num_learnt + 10
+        )  # at first the level alone has learnt, from the same answers
+        experts = trust * np.array(
             (
                 of_model - level,
                 figures,
-                _clip(memory.words.predict(reading.words), 1.2),
+                words,
                 session.level.value(0.0, 2.0) if session else 0.0,
                 template + prompt,
                 lately - level,
@@ -221,6 +225,8 @@ class Adaptive:
             of_kind=of_kind,
             level=level,
             experts=experts,
+            figures=figures,
+            words=words,
             blend=blend,
             candidates=candidates,
             point=_clip(sum(map(mul, family.gate, candidates)), LOG_MAX),
@@ -350,19 +356,14 @@ class _Forecast(NamedTuple):
     """The same, with the tenant."""
     experts: Vector
     """What each of `EXPERTS` would add to the level."""
+    figures: float
+    words: float
+    """What these two models say by themselves."""
     blend: float
     candidates: tuple[float, ...]
     point: float
     spread: float
     """Mean absolute deviation expected of the answer."""
-
-    @property
-    def figures(self) -> float:
-        return float(self.experts[1])
-
-    @property
-    def words(self) -> float:
-        return float(self.experts[2])
 
 
 _NO_TENANT = TenantNode()
