@@ -42,7 +42,7 @@ class Profile:
     def learn(self, residual: float, *, finished: bool) -> None:
         """Move towards `residual`, in mean absolute deviations; unfinished, it is a lower bound."""
         self.num_learnt += 1
-        step = max(MIN_STEP, 1.5 / (self.num_learnt + 8))
+        step = max(MIN_STEP, 4 / (self.num_learnt + 10))
         below = self.values <= residual
         if finished:
             shorter = 1.0 - below
