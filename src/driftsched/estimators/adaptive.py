@@ -25,6 +25,8 @@ LOG_MAX: Final = log(MAX_LENGTH)
 
 STRENGTH: Final = 6.0
 """Observations that a node's parent counts for."""
+PRIOR: Final = 0.5
+"""How much of the difference between base lengths is believed of a category that has not been seen yet."""
 DRIFT_MEMORY: Final = 300
 """Answers of a kind after which most of a shift is dropped for a tenant that has not been heard of since."""
 RESOLUTION: Final = log(1.05)
@@ -168,7 +170,7 @@ class Adaptive:
             q90=tokens(log90),
             mean_tokens=sum(lengths) / len(lengths),
             lengths=lengths,
-            basis=_Basis(reading, keys, (log80, log90)),
+            basis=_Basis(reading, keys, _start(request), (log80, log90)),
         )
 
     def _of_kind(self, request: Request, *, outlying: bool, start: float) -> float:
@@ -177,7 +179,8 @@ class Adaptive:
         everything = memory.everything.read(("",)) or _NO_LEVEL
         family = memory.families.read((request.model, outlying)) or _NO_FAMILY
         kind = memory.kinds.read((request.model, outlying, request.category)) or _NO_KIND
-        return kind.level.value(family.level.value(everything.value(start, 1.0), STRENGTH), STRENGTH)
+        of_model = family.level.value(everything.value(start, 1.0), STRENGTH)
+        return kind.level.value(of_model + PRIOR * (start - family.starts.value(start, 1.0)), STRENGTH)
 
     def _forecast(self, request: Request, reading: Reading, keys: "_Keys") -> "_Forecast":
         memory = self._memory
@@ -188,8 +191,9 @@ class Adaptive:
         everything = memory.everything.read(("",)) or _NO_LEVEL
         session = memory.sessions.read(keys.session) if keys.session else None
 
-        of_model = family.level.value(everything.value(_start(request), 1.0), STRENGTH)
-        of_kind = kind.level.value(of_model, STRENGTH)
+        start = _start(request)
+        of_model = family.level.value(everything.value(start, 1.0), STRENGTH)
+        of_kind = kind.level.value(of_model + PRIOR * (start - family.starts.value(start, 1.0)), STRENGTH)
         of_tenant = of_kind + tenant.apart.value(0.0, STRENGTH)
         shift = _pending_shift(kind, own)  # of which these do not know yet
         level = own.level.value(of_tenant - shift, STRENGTH) + shift
@@ -288,6 +292,7 @@ class Adaptive:
         memory.words.learn(basis.reading.words, _clip(rest - forecast.words, 2.0))
         memory.everything.write(("",)).observe(length, 400)
         family.level.observe(length, 400)
+        family.starts.observe(basis.start, 400)
         kind.level.observe(length, 150)
         memory.sizes.write(basis.keys.size).observe(length)
 
@@ -342,6 +347,8 @@ class _Basis(NamedTuple):
 
     reading: Reading
     keys: _Keys
+    start: float
+    """Logarithm of what is expected before anything is learnt."""
     promised: tuple[float, float]
     """Logarithms of q80 and q90 as promised, before `max_tokens` cut them."""
 

@@ -197,6 +197,7 @@ class FamilyNode:
     def __init__(self) -> None:
         self.level = Level()
         self.spread = Level()
+        self.starts = Level()  # what was expected before anything was learnt
         self.num_learnt = 0
         self.offset = 0.0  # logarithm: median of what the blend leaves
         self.losses = [0.0] * len(CANDIDATES)
@@ -206,7 +207,7 @@ class FamilyNode:
 
     def pack(self) -> list[float]:
         plain = [self.num_learnt, self.offset, *self.losses, *self.gate]
-        nodes = (self.level, self.spread, self.profile, self.conformal)
+        nodes = (self.level, self.spread, self.starts, self.profile, self.conformal)
         return [*plain, *(x for node in nodes for x in node.pack())]
 
     def unpack(self, numbers: Numbers) -> None:
@@ -216,7 +217,7 @@ class FamilyNode:
         self.gate = numbers.take_all(0, 1, num=len(CANDIDATES))
         if abs(sum(self.gate) - 1) > 1e-6:
             raise ValueError("weights of candidates must add up to 1")
-        for node in (self.level, self.spread, self.profile, self.conformal):
+        for node in (self.level, self.spread, self.starts, self.profile, self.conformal):
             node.unpack(numbers)
 
     def absorb(self, other: "FamilyNode") -> None:
@@ -228,6 +229,7 @@ class FamilyNode:
         self.profile.absorb(other.profile)
         self.level.absorb(other.level)
         self.spread.absorb(other.spread)
+        self.starts.absorb(other.starts)
         self.num_learnt += other.num_learnt
 
 
