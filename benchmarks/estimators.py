@@ -117,7 +117,7 @@ def _estimators(repeats: int) -> Iterator[Figure]:
     for name in ESTIMATORS.names():
         estimator = create_estimator(name)
 
-        def learn(request: Request, usage: Usage, learn: Callable[..., None] = estimator.learn) -> None:
+        def learn(request: Request, usage: Usage, learn: Callable[..., object] = estimator.learn) -> None:
             learn(request, usage, finished=True)
 
         learning = _microseconds(learn, answered, repeats)  # first, so that there is something to predict from

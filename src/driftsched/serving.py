@@ -18,7 +18,7 @@ import uvloop
 from driftsched import __version__
 from driftsched.config import EngineSettings, Settings
 from driftsched.core.errors import ConfigError
-from driftsched.core.protocols import Engine, Listener
+from driftsched.core.protocols import Accountable, Engine, Listener
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.pool import EnginePool
@@ -31,6 +31,7 @@ from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.telemetry.journal import Journal
+from driftsched.telemetry.log import log_drift
 from driftsched.telemetry.prometheus import PrometheusListener
 from driftsched.telemetry.state import StateKeeper, StateStore
 
@@ -75,9 +76,13 @@ def build_gateway(
         bounds=settings.limits.bounds(),
         max_wait_seconds=settings.max_wait_by_tier(),
         max_reranks=settings.limits.max_reranks,
-        listeners=(metrics, *([journal] if journal else ()), *listeners),
+        listeners=(metrics, log_drift, *([journal] if journal else ()), *listeners),
     )
-    metrics.watch(lambda: scheduler.load, lambda: journal.dropped if journal else 0)
+    metrics.watch(
+        lambda: scheduler.load,
+        lambda: journal.dropped if journal else 0,
+        made_estimator.calibration if isinstance(made_estimator, Accountable) else tuple,
+    )
     return Gateway(
         scheduler=scheduler,
         engine=engine,

@@ -15,6 +15,7 @@ from driftsched.core.errors import RejectedError
 from driftsched.core.events import (
     Admitted,
     Dispatched,
+    DriftDetected,
     Event,
     Evicted,
     Failed,
@@ -55,7 +56,7 @@ class Log:
 
 
 def _id_of(event: Event) -> str:
-    assert not isinstance(event, Recalibrated | Reranked), "these are of no single request"
+    assert not isinstance(event, Recalibrated | DriftDetected | Reranked), "these are of no single request"
     return event.request.id if isinstance(event, Rejected) else event.ticket.id
 
 

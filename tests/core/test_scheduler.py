@@ -15,6 +15,7 @@ from driftsched.core.errors import RejectedError
 from driftsched.core.events import (
     Admitted,
     Dispatched,
+    DriftDetected,
     Event,
     Evicted,
     Failed,
@@ -312,6 +313,39 @@ def test_a_change_of_the_correction_is_told() -> None:
         2:-1
     ]
     assert isinstance(events[-1], Finished)
+
+
+class Alarmed(CategoryMeans):
+    """Takes every answer for a shift by a tenth of its length."""
+
+    def learn(
+        self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None
+    ) -> float | None:
+        return usage.completion_tokens / 10 or None
+
+
+def test_a_drift_is_told_before_the_end_of_the_request_that_showed_it() -> None:
+    events: list[Event] = []
+    scheduler = scheduler_of(slots=2, estimator=Alarmed(), listeners=[events.append])
+    for name in "ab":
+        step(scheduler.submit(request_at(0.0, name, category="summary"), 0.0))
+        dispatched(scheduler, 0.0)
+    step(scheduler.finish("a", Usage(10, 16), "stop", 1.0))
+    step(scheduler.fail("b", Usage(10, 5), "x", 2.0))
+    assert [
+        DriftDetected(1.0, "m", "summary", factor=1.6),
+        DriftDetected(2.0, "m", "summary", factor=0.5),
+    ] == [event for event in events if isinstance(event, DriftDetected)]
+    assert [DriftDetected, Finished, DriftDetected, Failed] == [type(event) for event in events[-4:]]
+
+
+def test_an_estimator_that_detects_none_leaves_drift_untold() -> None:
+    events: list[Event] = []
+    scheduler = scheduler_of(estimator=Alarmed(), listeners=[events.append])
+    step(scheduler.submit(request_at(0.0, "a"), 0.0))
+    dispatched(scheduler, 0.0)
+    step(scheduler.finish("a", Usage(10, 0), "stop", 1.0))
+    assert [Admitted, Dispatched, Finished] == [type(event) for event in events]
 
 
 # Bounds

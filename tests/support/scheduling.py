@@ -49,8 +49,10 @@ class CategoryMeans:
     def revise(self, request: Request, estimate: Estimate) -> Estimate:
         return self.predict(request)
 
-    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
-        pass
+    def learn(
+        self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None
+    ) -> float | None:
+        return None
 
     def bias(self, request: Request) -> float:
         return 1.0

@@ -1,4 +1,7 @@
 import re
+from collections.abc import Iterator
+from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from driftsched.core.events import (
     Admitted,
     Dispatched,
+    DriftDetected,
     Event,
     Evicted,
     Failed,
@@ -16,11 +20,12 @@ from driftsched.core.events import (
     Rejected,
     Reranked,
 )
-from driftsched.core.model import Estimate, Load, Request, Tenant, Ticket, Tier, Usage
-from driftsched.telemetry.prometheus import MAX_BIAS_SERIES, PrometheusListener
+from driftsched.core.model import Calibration, Estimate, Load, Request, Tenant, Ticket, Tier, Usage
+from driftsched.telemetry.prometheus import MAX_KIND_SERIES, PrometheusListener
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 LOAD = Load(num_waiting=3, num_inflight=2, waiting_tokens=250.5, tokens_per_second=40.0)
+DRIFTED = Calibration("m", "summary", bias=1.5, error=log(1.25), coverage=0.75, num_drifts=1, answers_since_drift=9)
 
 
 def request(tier: Tier = Tier.STANDARD, category: str = "summary") -> Request:
@@ -53,13 +58,14 @@ ALL_EVENTS: list[Event] = [
     Evicted(11.0, ticket(Tier.PREMIUM), "cancelled", Usage(5, 6), dispatched_at=10.5, charge=1.0),
     Failed(11.0, ticket(Tier.BATCH), "broken_stream", Usage(5, 8), dispatched_at=10.5, charge=1.0),
     Recalibrated(14.0, "m", "summary", 1.0, 1.25),
+    DriftDetected(14.0, "m", "summary", 1.6),
     Reranked(14.0, "m", "summary", 3),
 ]
 
 
 def listener_told_of(*events: Event) -> PrometheusListener:
-    listener = PrometheusListener(policy="fair", estimator="calibrated", version="1.2.3")
-    listener.watch(lambda: LOAD)
+    listener = PrometheusListener(policy="fair", estimator="calibrated", version="1.2.3", wall_clock=lambda: 1.75e9)
+    listener.watch(lambda: LOAD, calibration=lambda: [DRIFTED])
     for event in events:
         listener(event)
     return listener
@@ -98,6 +104,12 @@ def value(metric: str, *events: Event, **labels: str) -> float:
         ("driftsched_e2e_seconds_sum", {"tier": "standard"}, 4.0),
         ("driftsched_prediction_error_tokens_sum", {"category": "summary"}, 30),
         ("driftsched_prediction_bias_ratio", {"model": "m", "category": "summary"}, 1.25),
+        ("driftsched_drifts_detected_total", {"model": "m", "category": "summary"}, 1),
+        ("driftsched_last_drift_ratio", {"model": "m", "category": "summary"}, 1.6),
+        ("driftsched_last_drift_timestamp_seconds", {"model": "m", "category": "summary"}, 1.75e9),
+        ("driftsched_drift_correction_ratio", {"model": "m", "category": "summary"}, 1.5),
+        ("driftsched_prediction_error_ratio", {"model": "m", "category": "summary"}, 1.25),
+        ("driftsched_prediction_coverage_ratio", {"model": "m", "category": "summary"}, 0.75),
         ("driftsched_waiting_requests", {}, 3),
         ("driftsched_inflight_requests", {}, 2),
         ("driftsched_waiting_tokens", {}, 250.5),
@@ -130,14 +142,54 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
 
 
 def test_made_up_model_names_do_not_add_series_for_ever() -> None:
-    flood = [Recalibrated(0.0, f"model-{n}", "summary", 1.0, 2.0) for n in range(2 * MAX_BIAS_SERIES)]
+    flood = [Recalibrated(0.0, f"model-{n}", "summary", 1.0, 2.0) for n in range(2 * MAX_KIND_SERIES)]
     known_again = Recalibrated(0.0, "model-0", "summary", 2.0, 3.0)
     exported = samples(*flood, known_again)
     series = [name for name in exported if name.startswith("driftsched_prediction_bias_ratio")]
-    assert MAX_BIAS_SERIES == len(series)
+    assert MAX_KIND_SERIES == len(series)
     assert 3.0 == value(
         "driftsched_prediction_bias_ratio", *flood, known_again, model="model-0", category="summary"
     )
+
+
+@pytest.mark.parametrize("metric", ["drifts_detected_total", "last_drift_ratio", "last_drift_timestamp_seconds"])
+def test_drifts_are_exported_of_the_kinds_whose_bias_is(metric: str) -> None:
+    known = [Recalibrated(0.0, f"model-{n}", "summary", 1.0, 2.0) for n in range(MAX_KIND_SERIES)]
+    flood = [DriftDetected(0.0, f"model-{n}", "summary", 2.0) for n in range(2 * MAX_KIND_SERIES)]
+    series = [name for name in samples(*known, *flood) if name.startswith(f"driftsched_{metric}")]
+    assert [f"driftsched_{metric}{{'category': 'summary', 'model': 'model-{n}'}}" for n in range(200)] == series
+
+
+def test_every_drift_of_a_kind_counts_and_the_last_one_is_shown() -> None:
+    events = [DriftDetected(14.0, "m", "summary", 1.6), DriftDetected(15.0, "m", "summary", 0.5)]
+    kind = {"model": "m", "category": "summary"}
+    assert 2 == value("driftsched_drifts_detected_total", *events, **kind)
+    assert 0.5 == value("driftsched_last_drift_ratio", *events, **kind)
+
+
+def test_a_kind_that_never_drifted_has_no_last_drift() -> None:
+    assert not [name for name in samples(finished()) if name.startswith("driftsched_last_drift")]
+
+
+def test_of_many_kinds_those_that_were_learnt_from_last_are_exported() -> None:
+    rows = [replace(DRIFTED, model=f"model-{n}") for n in range(2 * MAX_KIND_SERIES)]
+    listener = PrometheusListener(policy="fair", estimator="adaptive", version="1")
+    listener.watch(lambda: LOAD, calibration=lambda: rows)
+    exported = re.findall(rb'coverage_ratio{category="summary",model="model-(\d+)"}', listener.export())
+    assert list(range(MAX_KIND_SERIES, 2 * MAX_KIND_SERIES)) == sorted(map(int, exported))
+
+
+def test_an_estimator_that_cannot_account_for_itself_takes_no_other_metric_along(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken() -> Iterator[Calibration]:
+        yield DRIFTED
+        raise ZeroDivisionError
+
+    listener = PrometheusListener(policy="fair", estimator="adaptive", version="1")
+    listener.watch(lambda: LOAD, calibration=broken)
+    assert b"driftsched_waiting_requests 3.0" in listener.export()
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_every_waiting_request_that_was_placed_anew_counts() -> None:

@@ -110,6 +110,17 @@ class Recalibrated:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftDetected:
+    """Answers of this kind have become longer or shorter, and predictions for the kind were corrected at once."""
+
+    at: float
+    model: str
+    category: str
+    factor: float
+    """By which the estimator takes lengths to have changed, > 0: above 1, they are longer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reranked:
     """Waiting tickets of this kind took other places in line: feedback changed what is predicted for them."""
 
@@ -120,4 +131,15 @@ class Reranked:
     """Tickets, >= 1: at most `max_reranks` at each settlement."""
 
 
-Event = Admitted | Rejected | Dispatched | FirstToken | Finished | Evicted | Failed | Recalibrated | Reranked
+Event = (
+    Admitted
+    | Rejected
+    | Dispatched
+    | FirstToken
+    | Finished
+    | Evicted
+    | Failed
+    | Recalibrated
+    | DriftDetected
+    | Reranked
+)

@@ -150,6 +150,23 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """What feedback has come to for one model and category."""
+
+    model: str
+    category: str
+    bias: float
+    """Factor by which drift corrects predictions beyond what their parts have learnt; 1 is none."""
+    error: float
+    """Mean absolute logarithm of actual / predicted, of the last 200 answers or so."""
+    coverage: float
+    """Share of them within the q80 promised at admission."""
+    num_drifts: int
+    answers_since_drift: int | None
+    """None if there was none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """A request's place in line."""
 

@@ -1,11 +1,11 @@
 """The seams: what a policy, an estimator, a queue, an engine, a clock and a listener must be able to do."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from driftsched.core.events import Event
-from driftsched.core.model import Estimate, Load, Request, Ticket, Usage
+from driftsched.core.model import Calibration, Estimate, Load, Request, Ticket, Usage
 
 
 class Policy(Protocol):
@@ -69,10 +69,14 @@ class Estimator(Protocol):
         """Predict a waiting request again, knowing more than when it got `estimate`. Pure, and cheap."""
         ...
 
-    def learn(self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None) -> None:
+    def learn(
+        self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None
+    ) -> float | None:
         """What the request used. `finished=False` says that it was cut short: its length is a lower bound.
 
-        `estimate` is the last one made before its dispatch, where it is at hand.
+        `estimate` is the last one made before its dispatch, where it is at hand. Returns the factor, > 0, by which
+        lengths of this model and category have shifted, if this answer made that certain; else None, as does an
+        estimator that does not look for shifts.
         """
         ...
 
@@ -81,6 +85,15 @@ class Estimator(Protocol):
 
         When an answer moves it, those of the same model and category that wait are revised.
         """
+        ...
+
+
+@runtime_checkable
+class Accountable(Protocol):
+    """An estimator that can say how right it has lately been."""
+
+    def calibration(self) -> Iterable[Calibration]:
+        """One for each model and category remembered, a bounded number; what was learnt from last at the end."""
         ...
 
 

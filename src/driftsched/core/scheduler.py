@@ -12,6 +12,7 @@ from driftsched.core.errors import RejectedError
 from driftsched.core.events import (
     Admitted,
     Dispatched,
+    DriftDetected,
     Event,
     Evicted,
     Failed,
@@ -256,7 +257,7 @@ class Scheduler:
         try:
             self._describer.learn(request, usage)
             before = self._estimator.bias(request)
-            self._estimator.learn(request, usage, finished=finished, estimate=ticket.estimate)
+            factor = self._estimator.learn(request, usage, finished=finished, estimate=ticket.estimate)
             after = self._estimator.bias(request)
             self._revisions.recalibrated(request, before, after)
         except Exception:  # the flight is settled: a plug-in that cannot learn must not keep it from being told
@@ -264,6 +265,8 @@ class Scheduler:
             return
         if after != before:
             self._tell(Recalibrated(now, request.model, request.category, before, after))
+        if factor is not None:
+            self._tell(DriftDetected(now, request.model, request.category, factor))
 
     async def _follow_feedback(self, now: float) -> None:
         """Predict and place anew the next few waiting tickets whose kind feedback has moved."""

@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from driftsched.core.model import Estimate, Request, Usage
+from driftsched.core.model import Calibration, Estimate, Request, Usage
 from driftsched.estimators.categories import base_tokens, input_factor
 from driftsched.estimators.memory import KEPT, START_GATE, FamilyNode, KindNode, Memory, OwnNode, TenantNode
 from driftsched.estimators.nodes import Level, Window
@@ -119,8 +119,8 @@ class Adaptive:
         start = _start(request)
         return exp(self._of_kind(request, outlying=False, start=start) + kind.bias - start)
 
-    def calibration(self) -> "Iterator[Calibration]":
-        """What feedback has come to, for each model and category seen lately."""
+    def calibration(self) -> Iterator[Calibration]:
+        """For each model and category seen lately; tenants that are learnt apart are left out."""
         for (model, outlying, category), kind in self._memory.kinds.items():
             if not outlying:
                 yield Calibration(
@@ -312,22 +312,6 @@ class Adaptive:
             session = memory.sessions.write(keys.session)
             session.level.observe(rest, 6)
             session.last_tokens = exp(length)
-
-
-class Calibration(NamedTuple):
-    """What feedback has come to for one model and category."""
-
-    model: str
-    category: str
-    bias: float
-    """Factor by which drift corrects predictions beyond what their parts have learnt; 1 is none."""
-    error: float
-    """Mean absolute logarithm of actual / predicted, of the last 200 answers or so."""
-    coverage: float
-    """Share of them within the q80 promised at admission."""
-    num_drifts: int
-    answers_since_drift: int | None
-    """None if there was none."""
 
 
 class _Keys(NamedTuple):

@@ -1,16 +1,21 @@
 """Prometheus metrics. What each means is defined in docs/metrics.md; tenants are no label, they are unbounded."""
 
-from collections.abc import Callable, Iterator
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from math import exp
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from driftsched.core.events import (
     Admitted,
     Dispatched,
+    DriftDetected,
     Event,
     Evicted,
     Failed,
@@ -20,13 +25,15 @@ from driftsched.core.events import (
     Rejected,
     Reranked,
 )
-from driftsched.core.model import Load, Tier
+from driftsched.core.model import Calibration, Load, Tier
+
+_logger = logging.getLogger(__name__)
 
 SECONDS_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 TOKENS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
-MAX_BIAS_SERIES = 200
-"""Pairs of model and category whose bias is exported: there is an end, as clients can make up model names."""
+MAX_KIND_SERIES = 200
+"""Pairs of model and category of which anything is exported; bounded, as clients can make up model names."""
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -34,7 +41,10 @@ M = TypeVar("M", bound=MetricWrapperBase)
 class PrometheusListener:
     """Counts and times every event. Own registry, so that several may live in one process."""
 
-    def __init__(self, *, policy: str, estimator: str, version: str) -> None:
+    def __init__(
+        self, *, policy: str, estimator: str, version: str, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        """`wall_clock`: seconds since 1970 UTC."""
         self.registry = CollectorRegistry()
         r: dict[str, Any] = {"registry": self.registry}
         tier, reason, error = ["tier"], ["tier", "reason"], ["tier", "error"]
@@ -55,7 +65,12 @@ class PrometheusListener:
         )
         self._bias = Gauge("driftsched_prediction_bias_ratio", "Correction in force", ["model", "category"], **r)
         self._reranked = Counter("driftsched_reranked_tickets", "Waiting requests placed anew", **r)
-        self._bias_series: set[tuple[str, str]] = set()
+        kind = ["model", "category"]
+        self._drifts = Counter("driftsched_drifts_detected", "Shifts of lengths", kind, **r)
+        self._drift_factor = Gauge("driftsched_last_drift_ratio", "Factor of the last shift", kind, **r)
+        self._drift_at = Gauge("driftsched_last_drift_timestamp_seconds", "When it was detected", kind, **r)
+        self._kinds: set[tuple[str, str]] = set()
+        self._wall_clock = wall_clock
         info = Gauge("driftsched_info", "1, labelled with what runs", ["version", "policy", "estimator"], **r)
         info.labels(version, policy, estimator).set(1)
         self._by_type: dict[type[Event], Callable[..., None]] = {
@@ -67,11 +82,19 @@ class PrometheusListener:
             Evicted: self._on_evicted,
             Failed: self._on_failed,
             Recalibrated: self._on_recalibrated,
+            DriftDetected: self._on_drift_detected,
             Reranked: self._on_reranked,
         }
 
-    def watch(self, load: Callable[[], Load], dropped_rows: Callable[[], int] = lambda: 0) -> None:
-        """Export what waits, what is in flight, and what the journal lost, read at each scrape. Call once."""
+    def watch(
+        self,
+        load: Callable[[], Load],
+        dropped_rows: Callable[[], int] = lambda: 0,
+        calibration: Callable[[], Iterable[Calibration]] = tuple,
+    ) -> None:
+        """Export what waits, what is in flight, what the journal lost and how right predictions have lately been,
+        read at each scrape. Call once.
+        """
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "driftsched_waiting_requests": ("Requests in the queue now", lambda: load().num_waiting),
             "driftsched_inflight_requests": ("Requests at the engines now", lambda: load().num_inflight),
@@ -81,6 +104,7 @@ class PrometheusListener:
         for name, (text, value) in gauges.items():
             Gauge(name, text, registry=self.registry).set_function(value)
         self.registry.register(_Dropped(dropped_rows))
+        self.registry.register(_Calibrations(calibration))
 
     def export(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -128,10 +152,21 @@ class PrometheusListener:
         self._completion[tier].inc(event.usage.completion_tokens)
 
     def _on_recalibrated(self, event: Recalibrated) -> None:
-        series = (event.model, event.category)
-        if series in self._bias_series or len(self._bias_series) < MAX_BIAS_SERIES:
-            self._bias_series.add(series)
-            self._bias.labels(*series).set(event.bias_after)
+        if self._is_exported(event.model, event.category):
+            self._bias.labels(event.model, event.category).set(event.bias_after)
+
+    def _on_drift_detected(self, event: DriftDetected) -> None:
+        kind = event.model, event.category
+        if self._is_exported(*kind):
+            self._drifts.labels(*kind).inc()
+            self._drift_factor.labels(*kind).set(event.factor)
+            self._drift_at.labels(*kind).set(self._wall_clock())
+
+    def _is_exported(self, model: str, category: str) -> bool:
+        """It is one of the first `MAX_KIND_SERIES` kinds that were heard of."""
+        if len(self._kinds) < MAX_KIND_SERIES:
+            self._kinds.add((model, category))
+        return (model, category) in self._kinds
 
     def _on_reranked(self, event: Reranked) -> None:
         self._reranked.inc(event.count)
@@ -145,6 +180,28 @@ class _Dropped(Collector):
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         yield CounterMetricFamily("driftsched_journal_dropped", "Rows that the journal lost", value=self._value())
+
+
+class _Calibrations(Collector):
+    """Gauges that an estimator keeps; of the kinds that answers came for last."""
+
+    def __init__(self, calibration: Callable[[], Iterable[Calibration]]) -> None:
+        self._calibration = calibration
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        kind = ["model", "category"]
+        correction = GaugeMetricFamily("driftsched_drift_correction_ratio", "Correction for drift", labels=kind)
+        error = GaugeMetricFamily("driftsched_prediction_error_ratio", "Typical factor off", labels=kind)
+        coverage = GaugeMetricFamily("driftsched_prediction_coverage_ratio", "Share within q80", labels=kind)
+        try:
+            for row in deque(self._calibration(), maxlen=MAX_KIND_SERIES):
+                labels = [row.model, row.category]
+                correction.add_metric(labels, row.bias)
+                error.add_metric(labels, exp(row.error))
+                coverage.add_metric(labels, row.coverage)
+        except Exception:  # a plug-in's failure is its own: the other metrics are still asked for
+            _logger.exception("the estimator could not say how right it has been")
+        yield from (correction, error, coverage)
 
 
 def _per_tier(metric: M) -> dict[Tier, M]:

@@ -1,0 +1,18 @@
+"""A listener that writes down what an operator may want to read afterwards."""
+
+import logging
+
+from driftsched.core.events import DriftDetected, Event
+
+_logger = logging.getLogger(__name__)
+
+
+def log_drift(event: Event) -> None:
+    """One line for each shift of lengths: information, since predictions follow it by themselves."""
+    if isinstance(event, DriftDetected):
+        _logger.info(
+            "drift detected: answers of model %r in category %r have become %.2f times as long as before",
+            event.model,
+            event.category,
+            event.factor,
+        )
