@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftsched.core.model import Estimate, Load, Request, Tenant, Tier, Usage
-from driftsched.core.protocols import Policy
+from driftsched.core.protocols import Policy, Triage
 from driftsched.policies import DEFAULT_POLICY, POLICIES, create_policy
 from driftsched.queues.memory import MemoryQueue
 from support.scheduling import SLOTS, dispatch_order, request_at, scheduler_of, simulated_events, step, workload
@@ -33,6 +33,9 @@ LOADS = st.builds(
     tokens_per_second=st.floats(0, 1e6),
     long_tokens=st.floats(0, 1e7),
     usual_drain_seconds=st.floats(0, 600),
+    waiting_by_band_and_tier=st.dictionaries(
+        st.tuples(st.integers(0, 1), st.sampled_from(Tier)), st.floats(0, 1e12), max_size=6
+    ),
 )
 COUNTS = st.integers(0, 10**7)
 
@@ -61,6 +64,8 @@ def test_a_place_is_one_that_any_queue_can_hold(
     policy: Policy, request: Request, estimate: Estimate, load: Load
 ) -> None:
     assert policy.band(request) in range(10)
+    if isinstance(policy, Triage):
+        assert policy.triage(request, estimate, load) in range(10)
     assert type(policy.flow(request)) is str
     assert isfinite(policy.rank(request, estimate, load))
 

@@ -1,13 +1,22 @@
 import pytest
 
 from driftsched.core.admission import Backlog, Bounds
-from driftsched.core.model import Estimate, Tenant, Ticket
+from driftsched.core.model import Estimate, Tenant, Ticket, Tier
 from support.scheduling import request_at
 
 
-def ticket_of(name: str, *, tenant: str = "t", payload_bytes: int = 0, tokens: float = 0.0) -> Ticket:
-    request = request_at(name=name, tenant=Tenant(tenant), payload_bytes=payload_bytes)
-    return Ticket(request, Estimate(tokens, tokens, tokens, tokens), seq=0, band=0, flow="f", rank=0.0, charge=0.0)
+def ticket_of(
+    name: str,
+    *,
+    tenant: str = "t",
+    payload_bytes: int = 0,
+    tokens: float = 0.0,
+    band: int = 0,
+    tier: Tier = Tier.STANDARD,
+) -> Ticket:
+    request = request_at(name=name, tenant=Tenant(tenant), tier=tier, payload_bytes=payload_bytes)
+    estimate = Estimate(tokens, tokens, tokens, tokens)
+    return Ticket(request, estimate, seq=0, band=band, flow="f", rank=0.0, charge=0.0)
 
 
 def test_an_empty_backlog_takes_a_request() -> None:
@@ -77,3 +86,16 @@ def test_tenants_are_forgotten_when_they_wait_no_longer() -> None:
         backlog.leave(ticket)
         backlog.waiting_of(ticket.request.tenant)
     assert not backlog._by_tenant
+
+
+def test_what_waits_is_also_counted_by_band_and_tier_and_forgotten_when_it_leaves() -> None:
+    backlog = Backlog()
+    premium = ticket_of("a", tokens=10, tier=Tier.PREMIUM)
+    late, later = (ticket_of(name, tokens=0.1, band=1) for name in "bc")
+    for ticket in (premium, late, later):
+        backlog.enter(ticket)
+    backlog.revise(premium, ticket_of("a", tokens=30, tier=Tier.PREMIUM))
+    assert {(0, Tier.PREMIUM): 30, (1, Tier.STANDARD): 0.2} == backlog.tokens_by_band_and_tier()
+    backlog.leave(late)
+    backlog.leave(later)
+    assert {(0, Tier.PREMIUM): 30} == backlog.tokens_by_band_and_tier()

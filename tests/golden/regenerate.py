@@ -8,7 +8,20 @@ from pathlib import Path
 from support.scheduling import dispatch_order, simulated_events, workload
 
 SEED = 2606
-POLICIES = ("aging", "boost", "fair", "fifo", "gittins", "lag", "priority", "sjf", "slack", "vtc", "weighted")
+POLICIES = (
+    "aging",
+    "boost",
+    "edf",
+    "fair",
+    "fifo",
+    "gittins",
+    "lag",
+    "priority",
+    "sjf",
+    "slack",
+    "vtc",
+    "weighted",
+)
 
 
 def golden_path(policy: str) -> Path:

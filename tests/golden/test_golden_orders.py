@@ -249,6 +249,41 @@ class LagWitness(FairWitness):
         return first if ahead <= Fraction(20_000, SHARES[1]) else super().who_is_next(now)
 
 
+class EdfWitness(Witness):
+    """Those in time before those late, judged at admission; the one that must start soonest first."""
+
+    TARGETS = (30.0, 60.0, 600.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._custom = Custom()
+        self._num_inflight = 0
+        self._places: dict[str, tuple[bool, float]] = {}
+
+    def admitted(self, request: Request, at: float) -> None:
+        rate = self._custom.tokens_per_second()
+        ahead = takes = 0.0
+        if rate:
+            takes = MEAN_TOKENS[request.category] * max(1, self._num_inflight) / rate
+            as_urgent = (other for other in self.waiting if other.tier <= request.tier)
+            ahead = sum(MEAN_TOKENS[o.category] for o in as_urgent if not self._places[o.id][0]) / rate
+        target = self.TARGETS[request.tier]
+        self._places[request.id] = (ahead > (target - takes) / 2, at + target - takes)
+        super().admitted(request, at)
+
+    def dispatched(self, request: Request, at: float) -> None:
+        self._custom.dispatched(at)
+        self._num_inflight += 1
+        super().dispatched(request, at)
+
+    def finished(self, request: Request, completion_tokens: int, at: float) -> None:
+        self._custom.finished(completion_tokens, at)
+        self._num_inflight -= 1
+
+    def who_is_next(self, now: float) -> Request:
+        return min(self.waiting, key=lambda request: (*self._places[request.id], request.arrived_at))
+
+
 WITNESSES: dict[str, Callable[[], Witness]] = {
     "fifo": lambda: Ordered(lambda r, now: (r.arrived_at,)),
     "priority": lambda: Ordered(lambda r, now: (r.tier, r.arrived_at)),
@@ -257,6 +292,7 @@ WITNESSES: dict[str, Callable[[], Witness]] = {
     "weighted": WeightedWitness,
     "slack": lambda: Placed(slack_place),
     "boost": lambda: Placed(boost_place),
+    "edf": EdfWitness,
     "gittins": lambda: Ordered(lambda r, now: (MEAN_TOKENS[r.category], r.arrived_at)),
     "vtc": VtcWitness,
     "lag": LagWitness,

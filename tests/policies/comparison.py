@@ -12,7 +12,10 @@ from driftsched.core.model import Request, Tier
 from support.scheduling import simulated_events, workload
 
 SEEDS = range(5)
-POLICIES = ("fifo", "priority", "aging", "weighted", "sjf", "gittins", "boost", "slack", "vtc", "lag", "fair")
+POLICIES = (
+    *("fifo", "priority", "aging", "edf", "weighted"),
+    *("sjf", "gittins", "boost", "slack", "vtc", "lag", "fair"),
+)
 
 
 @dataclass(frozen=True)

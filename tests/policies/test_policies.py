@@ -10,15 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from driftsched.core.events import Finished
 from driftsched.core.model import Estimate, Load, Request, Tenant, Ticket, Tier, Usage
+from driftsched.core.protocols import Policy
 from driftsched.core.scheduler import Scheduler
 from driftsched.policies import create_policy
 from driftsched.policies.boost import Boost
+from driftsched.policies.edf import Edf
 from driftsched.policies.fair import Fair
 from driftsched.policies.lag import Lag
 from driftsched.policies.slack import Slack
 from driftsched.policies.vtc import Vtc
-from support.scheduling import CategoryMeans, request_at, scheduler_of, step
+from support.scheduling import CategoryMeans, request_at, scheduler_of, simulated_events, step, workload
 
 IDLE = Load(num_waiting=0, num_inflight=0, waiting_tokens=0.0, tokens_per_second=100.0)
 BUSY = Load(
@@ -477,3 +480,76 @@ def test_lag_keeps_two_backlogged_tenants_within_the_tokens_and_the_bound_of_the
 def test_lag_refuses_a_number_of_tokens_that_is_no_bound(tokens: float) -> None:
     with pytest.raises(Exception, match="tokens must be a number > 0"):
         create_policy("lag", tokens=tokens)
+
+
+# edf
+
+
+TARGETS = {Tier.PREMIUM: 30.0, Tier.STANDARD: 60.0, Tier.BATCH: 600.0}
+
+
+def num_in_time(policy: str | Policy, requests_per_second: float, num_requests: int = 600) -> int:
+    """Those answered within their tier's target."""
+    arrivals = workload(5, num_requests=num_requests, requests_per_second=requests_per_second)
+    events = simulated_events(policy, arrivals)
+    finished = [event for event in events if isinstance(event, Finished)]
+    assert num_requests == len(finished)
+    requests = ((event.at, event.ticket.request) for event in finished)
+    return sum(at - request.arrived_at <= TARGETS[request.tier] for at, request in requests)
+
+
+def test_edf_serves_first_who_must_start_soonest() -> None:
+    requests = [
+        request_at(0.0, "batch", tier=Tier.BATCH),
+        request_at(1.0, "standard", tier=Tier.STANDARD),
+        request_at(2.0, "premium", tier=Tier.PREMIUM),
+        request_at(33.0, "late premium", tier=Tier.PREMIUM),
+    ]
+    assert ["premium", "standard", "late premium", "batch"] == order_of("edf", requests)
+
+
+def test_edf_starts_a_long_answer_sooner_by_what_it_takes_in_four_cases_of_five() -> None:
+    # 100 tokens/s over 8 answers: a token takes 0.08 s
+    edf, lengths = Edf(), spread_estimate(100, 100, 100, 200, 1000)
+    assert 5.0 + 60 - 200 * 0.08 == edf.rank(request_at(5.0), lengths, BUSY)
+    assert 5.0 + 60 - 50 * 0.08 == edf.rank(request_at(5.0), estimate_of(50), BUSY)
+
+
+def test_edf_judges_late_whoever_cannot_start_in_time_behind_those_as_urgent_and_in_time() -> None:
+    edf = Edf()
+
+    def band_behind(tokens: float, band: int = 0, ahead: Tier = Tier.STANDARD) -> int:
+        load = replace(BUSY, waiting_by_band_and_tier={(band, ahead): tokens})
+        return edf.triage(request_at(5.0), estimate_of(125), load)  # takes 10 s of its 60
+
+    assert [0, 1] == [band_behind(2500), band_behind(2501)]  # half of the 50 s until it must start
+    assert [1, 0] == [band_behind(9000, ahead=tier) for tier in (Tier.PREMIUM, Tier.BATCH)]
+    assert 0 == band_behind(9000, band=1)
+
+
+def test_edf_judges_nobody_late_before_the_speed_is_known() -> None:
+    load = replace(BUSY, tokens_per_second=0.0, waiting_by_band_and_tier={(0, Tier.STANDARD): 1e9})
+    assert 0 == Edf().triage(request_at(), estimate_of(1e9), load)
+
+
+@pytest.mark.parametrize("requests_per_second", [3.5, 5.0, 8.0])
+def test_edf_answers_more_in_time_under_overload_than_orders_that_know_no_targets(
+    requests_per_second: float,
+) -> None:
+    in_time = {policy: num_in_time(policy, requests_per_second) for policy in ("edf", "fifo", "fair", "sjf")}
+    assert "edf" == max(in_time, key=lambda policy: in_time[policy])
+
+
+def test_edf_does_not_thrash_where_an_order_by_deadline_alone_does() -> None:
+    class ByDeadlineAlone(Edf):
+        def triage(self, request: Request, estimate: Estimate, load: Load) -> int:
+            return 0
+
+    assert num_in_time(Edf(), 5.0, num_requests=1500) > 1.5 * num_in_time(ByDeadlineAlone(), 5.0, num_requests=1500)
+
+
+@pytest.mark.parametrize("option", ["premium_seconds", "standard_seconds", "batch_seconds", "headroom"])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_edf_refuses_a_target_that_is_no_time(option: str, seconds: float) -> None:
+    with pytest.raises(Exception, match=f"{option} must be a number > 0"):
+        create_policy("edf", **{option: seconds})

@@ -155,7 +155,7 @@ def workload(seed: int, *, num_requests: int = 600, requests_per_second: float =
     return arrivals
 
 
-def simulated_events(policy: str, arrivals: Sequence[Arrival], *, slots: int = SLOTS) -> list[Event]:
+def simulated_events(policy: str | Policy, arrivals: Sequence[Arrival], *, slots: int = SLOTS) -> list[Event]:
     """All that happens when `arrivals` are served in virtual time under the policy's defaults."""
     events: list[Event] = []
     scheduler = scheduler_of(policy, slots=slots, listeners=[events.append])

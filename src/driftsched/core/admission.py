@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from driftsched.core.model import Request, Tenant, Ticket
+from driftsched.core.model import Request, Tenant, Ticket, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,15 @@ class Backlog:
         self.waiting_bytes = 0
         self.waiting_tokens = 0.0  # predicted completion tokens
         self._by_tenant: Counter[str] = Counter()  # holds only tenants that wait
+        self._by_band_and_tier: dict[tuple[int, Tier], _Waiting] = {}  # only of those that wait
 
     def waiting_of(self, tenant: Tenant) -> int:
         """Requests of one tenant that wait."""
         return self._by_tenant.get(tenant.id, 0)
+
+    def tokens_by_band_and_tier(self) -> dict[tuple[int, Tier], float]:
+        """`waiting_tokens`, divided up."""
+        return {place: waiting.tokens for place, waiting in self._by_band_and_tier.items()}
 
     def enter(self, ticket: Ticket) -> None:
         """The ticket starts to wait."""
@@ -38,6 +43,7 @@ class Backlog:
         self.waiting_bytes += ticket.request.payload_bytes
         self.waiting_tokens += ticket.estimate.expected_tokens
         self._by_tenant[ticket.request.tenant.id] += 1
+        self._by_band_and_tier.setdefault(_place(ticket), _Waiting()).add(1, ticket.estimate.expected_tokens)
 
     def leave(self, ticket: Ticket) -> None:
         """The ticket waits no longer."""
@@ -50,11 +56,15 @@ class Backlog:
         self._by_tenant[tenant] -= 1
         if self._by_tenant[tenant] == 0:
             del self._by_tenant[tenant]
+        self._by_band_and_tier[_place(ticket)].add(-1, -ticket.estimate.expected_tokens)
+        if self._by_band_and_tier[_place(ticket)].number == 0:
+            del self._by_band_and_tier[_place(ticket)]
 
     def revise(self, before: Ticket, after: Ticket) -> None:
         """The ticket still waits, with another estimate."""
         change = after.estimate.expected_tokens - before.estimate.expected_tokens
         self.waiting_tokens = max(0.0, self.waiting_tokens + change)
+        self._by_band_and_tier[_place(before)].add(0, change)
 
     def exceeds(self, bounds: Bounds, request: Request) -> str | None:
         """The reason why `request` may not wait as well (see `events.Rejected.reason`); None if it may."""
@@ -65,3 +75,21 @@ class Backlog:
         if self.waiting_bytes + request.payload_bytes > bounds.max_waiting_bytes:
             return "queue_bytes_full"
         return None
+
+
+class _Waiting:
+    """The tickets of one band and tier."""
+
+    __slots__ = ("number", "tokens")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.tokens = 0.0
+
+    def add(self, number: int, tokens: float) -> None:
+        self.number += number
+        self.tokens = max(0.0, self.tokens + tokens)
+
+
+def _place(ticket: Ticket) -> tuple[int, Tier]:
+    return ticket.band, ticket.request.tier

@@ -4,6 +4,7 @@ Instants (`*_at`) are seconds on the driver's clock; differences of instants are
 engine's own tokens wherever the engine reported them. Every record is frozen: a change makes a new one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
@@ -207,6 +208,8 @@ class Load:
     """Completion tokens that nine in ten predictions of late stay below; 0 until something was admitted."""
     usual_drain_seconds: float = 0.0
     """Mean `drain_seconds` that the requests admitted lately found; 0 until something finished."""
+    waiting_by_band_and_tier: Mapping[tuple[int, Tier], float] = field(default_factory=dict)
+    """`waiting_tokens` divided up; empty unless the policy triages."""
 
     @property
     def drain_seconds(self) -> float:

@@ -46,6 +46,15 @@ class Lenient(Protocol):
         ...
 
 
+@runtime_checkable
+class Triage(Protocol):
+    """A policy whose bands depend on how busy the pool is."""
+
+    def triage(self, request: Request, estimate: Estimate, load: Load) -> int:
+        """Strict class, instead of `band`: asked once, at admission, and kept when the ticket is ranked again."""
+        ...
+
+
 class Describer(Protocol):
     """Fills in what a prompt tells about its request: category and prompt length."""
 

@@ -23,7 +23,7 @@ from driftsched.core.events import (
     Reranked,
 )
 from driftsched.core.model import Estimate, Load, Request, Ticket, Tier, Usage
-from driftsched.core.protocols import Describer, Estimator, Lenient, Listener, Policy, Queue
+from driftsched.core.protocols import Describer, Estimator, Lenient, Listener, Policy, Queue, Triage
 from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
 from driftsched.core.throughput import Throughput
 from driftsched.core.usual import Usual
@@ -71,6 +71,7 @@ class Scheduler:
         """
         self._policy = policy
         self._lead = policy.lead if isinstance(policy, Lenient) else 0.0
+        self._triage = policy if isinstance(policy, Triage) else None
         self._estimator = estimator
         self._describer = describer
         self._queue = queue
@@ -95,6 +96,7 @@ class Scheduler:
             tokens_per_second=self._throughput.tokens_per_second,
             long_tokens=self._usual.long_tokens,
             usual_drain_seconds=self._usual.drain_seconds,
+            waiting_by_band_and_tier=self._backlog.tokens_by_band_and_tier() if self._triage else {},
         )
 
     @property
@@ -213,7 +215,7 @@ class Scheduler:
             request=request,
             estimate=estimate,
             seq=next(self._seq),
-            band=self._policy.band(request),
+            band=self._triage.triage(request, estimate, load) if self._triage else self._policy.band(request),
             flow=self._policy.flow(request),
             rank=self._policy.rank(request, estimate, load),
             charge=self._policy.charge(request, _expected_usage(request, estimate)),
