@@ -60,7 +60,7 @@ def test_help_does_not_wait_for_what_only_a_server_needs() -> None:
 
 @pytest.mark.parametrize(
     ("command", "names", "default"),
-    [("policies", POLICIES.names(), "fair"), ("estimators", ESTIMATORS.names(), "calibrated")],
+    [("policies", POLICIES.names(), "fair"), ("estimators", ESTIMATORS.names(), "adaptive")],
 )
 def test_parts_are_listed_with_what_they_do(command: str, names: list[str], default: str) -> None:
     lines = CliRunner().invoke(app, [command]).stdout.splitlines()

@@ -178,7 +178,7 @@ async def test_a_journal_of_a_real_gateway_is_replayed_by_the_command(tmp_path: 
     assert (0, b"") == (process.returncode, complaint)
     made = json.loads((out / "replay.json").read_bytes())
     assert said.decode() == (out / "replay.txt").read_text()
-    assert (260, 4, {"policy": "fifo", "estimator": "calibrated"}) == (
+    assert (260, 4, {"policy": "fifo", "estimator": "adaptive"}) == (
         made["facts"]["replayed"],
         made["engine"]["slots"],
         made["live"],

@@ -108,7 +108,7 @@ class Target:
     url: str
     policies: tuple[str, ...] = ()
     """Policies to run a gateway with, one after the other. Empty: load the server itself."""
-    estimator: str = "calibrated"
+    estimator: str = "adaptive"
     key_env: str | None = None
     """Name of the environment variable that holds the server's key."""
     slots: int | None = None

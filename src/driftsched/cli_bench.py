@@ -24,7 +24,7 @@ def bench(
     ] = "fifo,sjf,fair",
     estimator: Annotated[
         str, typer.Option(help="With --engine: how lengths are predicted, see `driftsched estimators`.")
-    ] = "calibrated",
+    ] = "adaptive",
     model: Annotated[str | None, typer.Option(help="Model to ask for. Default: the first one listed.")] = None,
     key_env: Annotated[
         str | None, typer.Option(help="Name of the environment variable that holds the server's API key.")

@@ -115,7 +115,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: int = 8080
     policy: PartSettings = PartSettings("fair")
-    estimator: PartSettings = PartSettings("calibrated")
+    estimator: PartSettings = PartSettings("adaptive")
     token_counter: PartSettings = PartSettings("bytes")
     classifier: PartSettings = PartSettings("rules")
     tenants: list[TenantSettings] = []

@@ -38,7 +38,7 @@ class Arm:
         return "off" if self.estimator == "static" else "on"
 
 
-ARMS = (Arm("fifo", "static"), Arm("sjf", "static"), Arm("sjf", "calibrated"), Arm("fair", "calibrated"))
+ARMS = (Arm("fifo", "static"), Arm("sjf", "static"), Arm("sjf", "adaptive"), Arm("fair", "adaptive"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +237,7 @@ def _tier_table(results: dict[Arm, list[Hit]]) -> list[str]:
 
 def _error_table(results: dict[Arm, list[Hit]], seconds: float) -> list[str]:
     lines = ["[bold]prediction error, tokens   before the drift   just after   settled (last third)[/]"]
-    for arm in (Arm("sjf", "static"), Arm("sjf", "calibrated")):
+    for arm in (Arm("sjf", "static"), Arm("sjf", "adaptive")):
         before, after, settled = (mean_absolute_error(part) for part in _phases(results[arm], seconds))
         lines.append(f"feedback {arm.feedback:16}{_tokens(before)}{_tokens(after):>16}{_tokens(settled):>13}")
     return lines

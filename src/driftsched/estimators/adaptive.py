@@ -404,7 +404,9 @@ def _watch(kind: KindNode, forecast: _Forecast, length: float, *, who: int, is_m
         return None
     kind.level.move(shift)
     kind.level.keep(30)
-    kind.shift = shift
+    kind.shift = shift + kind.shift * max(
+        0.0, 1 - (kind.since_drift - 1) / (4 * KEPT)
+    )  # of the last one, what is left
     kind.since_drift = 0
     kind.num_drifts += 1
     return exp(shift)

@@ -29,9 +29,9 @@ CANDIDATES: Final = ("blend", "level", "tenant", "tenant_size", "size", "sizes")
 START_GATE: Final = (0.45, 0.11, 0.11, 0.11, 0.11, 0.11)
 """Weights of `CANDIDATES` before their losses are known; they add up to 1."""
 
-KEPT: Final = 12
+KEPT: Final = 8
 """Answers from before a drift that still count after it."""
-CONFORMAL_RATE: Final = 0.03
+CONFORMAL_RATE: Final = 0.05
 MAX_COUNT: Final = 2.0**53
 
 Key = TypeVar("Key", bound=tuple[Any, ...])
