@@ -11,6 +11,7 @@ SEED = 2606
 POLICIES = (
     "aging",
     "boost",
+    "composite",
     "edf",
     "fair",
     "fifo",

@@ -249,6 +249,24 @@ class LagWitness(FairWitness):
         return first if ahead <= Fraction(20_000, SHARES[1]) else super().who_is_next(now)
 
 
+class CompositeWitness(LagWitness):
+    """Best tier first, inside it as `slack`, unless the tier is more than 20,000 tokens ahead of its share."""
+
+    def account(self, request: Request) -> str:
+        return str(int(request.tier))
+
+    def price(self, request: Request, completion_tokens: int) -> Fraction:
+        return (request.prompt_tokens + 2 * Fraction(completion_tokens)) * (1, 9, 81)[request.tier]
+
+    def place(self, request: Request) -> float:
+        return request.tier * 1e9 + super().place(request)
+
+    def who_is_next(self, now: float) -> Request:
+        first = min(self.waiting, key=lambda request: (self.place(request), request.arrived_at))
+        ahead = self.service[self.account(first)] - self.service[self.least_served()]
+        return first if ahead <= 20_000 else FairWitness.who_is_next(self, now)
+
+
 class EdfWitness(Witness):
     """Those in time before those late, judged at admission; the one that must start soonest first."""
 
@@ -292,6 +310,7 @@ WITNESSES: dict[str, Callable[[], Witness]] = {
     "weighted": WeightedWitness,
     "slack": lambda: Placed(slack_place),
     "boost": lambda: Placed(boost_place),
+    "composite": CompositeWitness,
     "edf": EdfWitness,
     "gittins": lambda: Ordered(lambda r, now: (MEAN_TOKENS[r.category], r.arrived_at)),
     "vtc": VtcWitness,

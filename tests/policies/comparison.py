@@ -13,7 +13,7 @@ from support.scheduling import simulated_events, workload
 
 SEEDS = range(5)
 POLICIES = (
-    *("fifo", "priority", "aging", "edf", "weighted"),
+    *("fifo", "priority", "aging", "edf", "weighted", "composite"),
     *("sjf", "gittins", "boost", "slack", "vtc", "lag", "fair"),
 )
 

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from driftsched.core.errors import ConfigError
 from driftsched.core.events import Finished
 from driftsched.core.model import Estimate, Load, Request, Tenant, Ticket, Tier, Usage
 from driftsched.core.protocols import Policy
 from driftsched.core.scheduler import Scheduler
 from driftsched.policies import create_policy
 from driftsched.policies.boost import Boost
+from driftsched.policies.composite import Composite
 from driftsched.policies.edf import Edf
 from driftsched.policies.fair import Fair
 from driftsched.policies.lag import Lag
@@ -553,3 +555,60 @@ def test_edf_does_not_thrash_where_an_order_by_deadline_alone_does() -> None:
 def test_edf_refuses_a_target_that_is_no_time(option: str, seconds: float) -> None:
     with pytest.raises(Exception, match=f"{option} must be a number > 0"):
         create_policy("edf", **{option: seconds})
+
+
+# composite
+
+
+def test_composite_serves_the_best_tier_first_and_inside_it_as_the_inner_policy_does() -> None:
+    policy = Composite("sjf")
+    assert [2.0e9 + 60, 10 + 40] == [
+        policy.rank(request_at(9.0, tier=tier, prompt_tokens=10), estimate_of(tokens), BUSY)
+        for tier, tokens in ((Tier.BATCH, 50), (Tier.PREMIUM, 40))
+    ]
+
+
+def test_composite_serves_a_lower_tier_only_after_the_better_one_while_neither_lags() -> None:
+    scheduler = scheduler_of("composite")
+    for n in range(30):
+        for tier in (Tier.BATCH, Tier.PREMIUM):
+            step(scheduler.submit(request_at(float(n), f"{tier.label}{n}", tier=tier), float(n)))
+    tiers = [ticket.request.tier for ticket in serve(scheduler)]
+    assert [Tier.PREMIUM] * 30 + [Tier.BATCH] * 30 == tiers
+
+
+@pytest.mark.parametrize("reserve", [0.05, 0.1, 0.25])
+@pytest.mark.parametrize(("better", "worse"), [(Tier.PREMIUM, Tier.STANDARD), (Tier.STANDARD, Tier.BATCH)])
+def test_composite_keeps_a_share_of_the_tokens_for_a_lower_tier_however_much_the_better_one_asks_for(
+    reserve: float, better: Tier, worse: Tier
+) -> None:
+    scheduler = scheduler_of(Composite(reserve=reserve, tokens=500.0))
+    for n in range(3000):
+        for tier in (better, worse):
+            step(scheduler.submit(request_at(0.0, f"{tier}-{n}", tier=tier), 0.0))
+    tiers = Counter(ticket.request.tier for ticket in serve(scheduler, 3000))  # each uses 10 + 2 * 10 tokens
+    assert pytest.approx(reserve, rel=0.1) == tiers[worse] / 3000
+
+
+def test_composite_starves_no_tier_while_both_others_flood() -> None:
+    scheduler = scheduler_of(Composite(reserve=0.2, tokens=500.0))
+    for n in range(2000):
+        for tier in Tier:
+            step(scheduler.submit(request_at(0.0, f"{tier}-{n}", tier=tier), 0.0))
+    tiers = Counter(ticket.request.tier for ticket in serve(scheduler, 2000))
+    # 1 : 1/4 : 1/16
+    assert pytest.approx({Tier.PREMIUM: 1524, Tier.STANDARD: 381, Tier.BATCH: 95}, rel=0.1) == tiers
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("inner", "composite"), ("reserve", 0.0), ("reserve", 0.6), ("tokens", 0.0), ("tokens", float("inf"))],
+)
+def test_composite_refuses_what_is_out_of_range(option: str, value: object) -> None:
+    with pytest.raises(Exception, match=f"{option} must be"):
+        create_policy("composite", **{option: value})
+
+
+def test_composite_refuses_an_inner_policy_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="unknown policy 'lifo'"):
+        create_policy("composite", inner="lifo")

@@ -16,6 +16,7 @@ POLICIES: Registry[Policy] = Registry(
         "sjf": "driftsched.policies.sjf:Sjf",
         "aging": "driftsched.policies.aging:Aging",
         "slack": "driftsched.policies.slack:Slack",
+        "composite": "driftsched.policies.composite:Composite",
         "edf": "driftsched.policies.edf:Edf",
         "boost": "driftsched.policies.boost:Boost",
         "gittins": "driftsched.policies.gittins:Gittins",
