@@ -19,7 +19,7 @@ from driftsched.core.protocols import Estimator
 from driftsched.estimators import create_estimator
 from driftsched.estimators.categories import BASE_TOKENS, CATEGORIES
 
-ESTIMATORS = ("static", "ema", "calibrated")
+ESTIMATORS = ("static", "ema", "calibrated", "adaptive")
 MIX = (40, 25, 25, 10)
 NUM_REQUESTS = 2000
 DELAY = 32
