@@ -17,6 +17,10 @@ class Bounds:
     max_waiting_bytes: int = 1 << 30
     """Payload bytes."""
 
+    def admits(self, request: Request) -> bool:
+        """Whether there is room for `request` while nothing else waits: else no retry will ever help it."""
+        return request.payload_bytes <= self.max_waiting_bytes
+
 
 class Backlog:
     """What waits and what is in flight, counted as tickets come and go."""

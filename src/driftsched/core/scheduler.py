@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from math import inf, isfinite
+from typing import NoReturn
 
 from driftsched.core.admission import Backlog, Bounds
 from driftsched.core.errors import RejectedError
@@ -206,9 +207,12 @@ class Scheduler:
         reason = self._backlog.exceeds(self._bounds, request) if self._open else "shutting_down"
         if reason is None:
             return
-        retry_after = self.retry_after_seconds
-        self._tell(Rejected(now, request, reason, retry_after))
-        raise RejectedError(reason, _REJECTIONS[reason], retry_after)
+        self._reject(request, reason, self.retry_after_seconds if self._bounds.admits(request) else None, now)
+
+    def _reject(self, request: Request, reason: str, retry_after_seconds: float | None, now: float) -> NoReturn:
+        self._tell(Rejected(now, request, reason, retry_after_seconds))
+        retry = "Do not retry." if retry_after_seconds is None else "Retry later."
+        raise RejectedError(reason, f"{_REJECTIONS[reason]} {retry}", retry_after_seconds)
 
     def _place(self, request: Request, estimate: Estimate, load: Load) -> Ticket:
         return Ticket(
@@ -325,8 +329,8 @@ def _expected_usage(request: Request, estimate: Estimate) -> Usage:
 
 
 _REJECTIONS = {
-    "queue_full": "The queue is full. Retry later.",
-    "tenant_queue_full": "Too many of your requests are waiting already. Retry later.",
-    "queue_bytes_full": "The requests that wait fill the memory set aside for them. Retry later.",
-    "shutting_down": "The server is shutting down. Retry later.",
+    "queue_full": "The queue is full.",
+    "tenant_queue_full": "Too many of your requests are waiting already.",
+    "queue_bytes_full": "The memory set aside for requests that wait has no room for it.",
+    "shutting_down": "The server is shutting down.",
 }

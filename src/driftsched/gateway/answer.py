@@ -87,8 +87,9 @@ class Answer:
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
         else:
             lines = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers]
+            reason = (b"x-driftsched-reason", (error.code or "").encode())
             await _send_whole(
-                self._send, error.status, error.body, [(b"content-type", _JSON), *self._story, *lines]
+                self._send, error.status, error.body, [(b"content-type", _JSON), *self._story, reason, *lines]
             )
 
     async def _stream(self, data: bytes, turn: Turn) -> None:

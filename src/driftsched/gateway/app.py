@@ -175,7 +175,7 @@ class Gateway:
             await self._serve(request, answer, client_left=watch.done)
         except asyncio.CancelledError:
             if not watch.done():
-                await answer.fail(stopping())
+                await answer.fail(stopping(self._scheduler.retry_after_seconds))
                 raise
             task.uncancel()  # the client left: its account was settled on the way here, and nobody is to be told
         finally:
@@ -196,7 +196,7 @@ class Gateway:
             waited = self._clock.now() - request.arrived_at
             await answer.fail(from_expiry(waited, self._scheduler.retry_after_seconds))
         except EngineError as error:
-            await answer.fail(from_engine(error))
+            await answer.fail(from_engine(error, self._scheduler.retry_after_seconds))
         except ClientStalledError:
             _logger.warning("request %s: its client stopped reading, and is sent away", request.id)
         except Exception:

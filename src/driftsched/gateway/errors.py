@@ -24,6 +24,7 @@ class HttpError(Exception):
         """`body` replaces the document made from the other arguments."""
         super().__init__(message)
         self.status = status
+        self.code = code
         self.headers = headers
         self.body = body or error_document(message, type, param, code)
 
@@ -66,21 +67,31 @@ def from_expiry(waited_seconds: float, retry_after_seconds: float) -> HttpError:
     )
 
 
-def from_engine(error: EngineError) -> HttpError:
-    """The engine's own document and Retry-After when it sent them."""
+def from_engine(error: EngineError, retry_after_seconds: float) -> HttpError:
+    """The engine's own document and Retry-After when it sent them, else ours if it was busy or away."""
+    if error.retry_after:
+        headers: tuple[tuple[str, str], ...] = (("retry-after", error.retry_after),)
+    else:
+        headers = retry_headers(retry_after_seconds) if error.status in (429, 503) else ()
     return HttpError(
         error.status,
         str(error),
         type="invalid_request_error" if error.status < 500 else "server_error",
         code=error.kind,
-        headers=(("retry-after", error.retry_after),) if error.retry_after else (),
+        headers=headers,
         body=error.body,
     )
 
 
-def stopping() -> HttpError:
+def stopping(retry_after_seconds: float) -> HttpError:
     """The server stops, and the time it gives to what it admitted is over."""
-    return HttpError(503, "The server is shutting down. Retry later.", type="server_error", code="shutting_down")
+    return HttpError(
+        503,
+        "The server is shutting down. Retry later.",
+        type="server_error",
+        code="shutting_down",
+        headers=retry_headers(retry_after_seconds),
+    )
 
 
 def internal() -> HttpError:
