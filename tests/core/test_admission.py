@@ -97,5 +97,6 @@ def test_what_waits_is_also_counted_by_band_and_tier_and_forgotten_when_it_leave
     backlog.revise(premium, ticket_of("a", tokens=30, tier=Tier.PREMIUM))
     assert {(0, Tier.PREMIUM): 30, (1, Tier.STANDARD): 0.2} == backlog.tokens_by_band_and_tier()
     backlog.leave(late)
+    assert {(0, Tier.PREMIUM): 30, (1, Tier.STANDARD): 0.1} == backlog.tokens_by_band_and_tier()
     backlog.leave(later)
     assert {(0, Tier.PREMIUM): 30} == backlog.tokens_by_band_and_tier()

@@ -367,6 +367,11 @@ def test_boost_takes_a_short_request_for_one_that_came_earlier() -> None:
     assert pytest.approx([100 - 20 * log(1 / (1 - exp(-1 / 20))), 100 - 20 * log(1 / (1 - exp(-4 / 20)))]) == ranks
 
 
+def test_boost_tilted_to_the_median_boosts_as_under_a_longer_backlog() -> None:
+    tilted = Boost(tilt=0.5).rank(request_at(100.0), estimate_of(100), BUSY)
+    assert Boost().rank(request_at(100.0), estimate_of(100), replace(BUSY, usual_drain_seconds=40.0)) == tilted
+
+
 @settings(max_examples=100, derandomize=True)
 @given(tokens=st.floats(0, 1e6), longer=st.floats(0, 1e6), tilt=st.floats(0.1, 10))
 def test_boost_never_boosts_the_longer_of_two_more(tokens: float, longer: float, tilt: float) -> None:
