@@ -16,7 +16,7 @@ from support.prompts import request_of
 ABSURD: list[Any] = [0, 1, 10**9, 10**400, -1, -(10**9), float("nan"), float("inf")]
 
 
-MOST_BYTES: dict[type, int] = {Adaptive: 2000 * (NUM_NAMES := 5000)}
+MOST_BYTES: dict[type, int] = {Adaptive: 2100 * (NUM_NAMES := 5000)}
 """Of so many models and tenants, where it is more than a megabyte."""
 
 

@@ -1,7 +1,7 @@
 """Lengths learnt where they are used: a hierarchy of means and medians, words on top, honest doubt. The default."""
 
 from collections.abc import Iterator, Mapping
-from math import exp, inf, log, log2
+from math import exp, inf, log, log2, sqrt
 from operator import mul
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -35,6 +35,16 @@ MIN_SPREAD: Final = 0.02
 """Mean absolute deviation, of logarithms, below which nothing is believed."""
 MAX_SURPRISE: Final = log(6)
 """Beyond this factor a tenant's answers are learnt apart, unless most of a model's answers are its own."""
+MAX_AWAY: Final = log(1000)
+"""No answer speaks more for learning its tenant apart than one that is off by this factor."""
+USUAL_DISTANCES: Final = 2.0
+"""A tenant is learnt apart beyond so many times the distance usual for its model, and beyond `MAX_SURPRISE`."""
+STAY_APART: Final = 0.5
+"""Share of that distance below which it comes back."""
+MIN_PASSED: Final = 0.25
+"""Share of answers that a lower bound must exceed to teach lengths: shorter ones say little, and often."""
+MAX_SWING: Final = 4.0
+"""No answer tells candidates of the gate further apart than so many times the mean error of the best."""
 MAX_BEYOND: Final = log(2)
 """A lower bound raises predictions to twice itself at most."""
 GATE_MEMORY: Final = 0.99
@@ -62,8 +72,9 @@ class Adaptive:
        by the estimated shift, and lets them learn faster for a while.
 
     An answer that was cut short (by `max_tokens`, its client, a failure) is a lower bound: it counts as the median
-    of the answers that are longer than it. A tenant whose answers are many times longer or shorter than everybody
-    else's is learnt apart, so that nobody can move another's predictions by reporting absurd lengths.
+    of the answers that are longer than it, and for nothing if nearly all are. A tenant whose answers are many times
+    longer or shorter than everybody else's, or by turns, is learnt apart, and of many answers in a row from one
+    tenant only a few teach what others share: nobody can move another's predictions by reporting absurd lengths.
 
     Why: keys beat text where they exist, text beats nothing, and either alone is ruined by drift. Trade-off: about
     0.1 ms to predict and as much to learn, and some hundred answers until words are worth anything.
@@ -199,12 +210,13 @@ class Adaptive:
         level = own.level.value(of_tenant - shift, STRENGTH) + shift
         lately = own.window.median(of_tenant - shift)
         lately_size = (memory.tenant_sizes.read(keys.tenant_size) or _NO_WINDOW).median(lately)
-        size = (memory.sizes.read(keys.size) or _NO_WINDOW).median(lately_size) + shift
+        size = (memory.sizes.read((*keys.size, tenant.outlying)) or _NO_WINDOW).median(lately_size) + shift
         lately, lately_size = lately + shift, lately_size + shift
         template = (memory.templates.read(keys.template) or _NO_LEVEL).value(0.0, 3.0)
         prompt = (memory.prompts.read(keys.prompt) or _NO_LEVEL).value(0.0, 1.0)
-        figures = _clip(memory.figures.predict(reading.dense), 1.5)
-        words = _clip(memory.words.predict(reading.words), 1.2)
+        of_figures, of_words, of_experts = memory.models(outlying=tenant.outlying)
+        figures = _clip(of_figures.predict(reading.dense), 1.5)
+        words = _clip(of_words.predict(reading.words), 1.2)
         trust = memory.num_learnt / (
             memory.num_learnt + 10
         )  # at first the level alone has learnt, from the same answers
@@ -221,7 +233,7 @@ class Adaptive:
                 _clip(self._scorer.score(reading.dense), 1.5) - figures if self._scorer else 0.0,
             )
         )
-        blend = level + memory.blend.predict(experts) + kind.bias
+        blend = level + of_experts.predict(experts) + kind.bias
         candidates = (blend + family.offset, level, lately, lately_size, size, (lately_size + size) / 2)
         spread = own.spread.value(kind.spread.value(family.spread.value(0.6, 5.0), 8.0), 8.0)
         return _Forecast(
@@ -239,62 +251,95 @@ class Adaptive:
 
     def _learn(self, request: Request, basis: "_Basis", length: float, *, finished: bool) -> float | None:
         memory, keys = self._memory, basis.keys
-        forecast = self._forecast(request, basis.reading, keys)
         tenant = memory.tenants.write(keys.tenant)
+        away = self._set_apart(request, tenant, length, finished=finished)
+        forecast = self._forecast(request, basis.reading, keys)
         family = memory.families.write((request.model, tenant.outlying))
         kind = memory.kinds.write((request.model, tenant.outlying, request.category))
         own = memory.own.write(keys.own)
         own.heed(kind.num_drifts)
         residual = _clip((length - forecast.point) / forecast.spread, 8.0)
 
+        is_most = 2 * tenant.num_learnt >= family.num_learnt
+        is_heard = family.hears(crc32(keys.tenant[1].encode("utf-8", "replace"))) or is_most
         chances = _chances(family.profile, basis.promised, length, residual, finished=finished)
         kind.covered.observe(1 - chances[0], 200)
-        family.conformal.learn(chances)
+        if is_heard:
+            family.conformal.learn(chances)
         if not finished:
+            # many bounds that say nothing, each counted as its own guess, would carry the guess away
+            if family.profile.share_below(residual) < MIN_PASSED:
+                return None
             beyond = forecast.point + forecast.spread * family.profile.expected_beyond(residual)
             # where nearly all is cut at one limit, nothing else would keep the guess from growing
             length = min(beyond, max(forecast.point, length + MAX_BEYOND))
-        family.profile.learn(residual, finished=finished)
+        if is_heard:
+            family.profile.learn(residual, finished=finished)
         off = length - forecast.point
         kind.error.observe(abs(off), 200)
-        for spread in (own.spread, kind.spread, family.spread):
+        for spread in (own.spread, kind.spread, family.spread)[: 3 if is_heard else 1]:
             spread.observe(min(abs(off), MAX_SURPRISE), 200)
 
         memory.num_learnt += 1
         family.num_learnt += 1
         tenant.num_learnt += 1
-        is_most = 2 * tenant.num_learnt >= family.num_learnt
-        plausible = length if is_most else forecast.point + _clip(off, MAX_SURPRISE)
-        self._learn_shared(basis, forecast, family, kind, plausible)
         shift = None
-        if not tenant.outlying:  # the others have little in common, so they do not drift together either
-            shift = _watch(kind, forecast, plausible, who=crc32(keys.tenant[1].encode()), is_most=is_most)
+        if is_heard:
+            plausible = length if is_most else forecast.point + _clip(off, MAX_SURPRISE)
+            family.distance.observe(away * away, 400)
+            self._learn_shared(basis, forecast, family, kind, plausible, outlying=tenant.outlying)
+            if not tenant.outlying:  # the others have little in common, so they do not drift together either
+                shift = _watch(kind, forecast, plausible, who=family.speaker, is_most=is_most)
         self._learn_own(basis, forecast, own, length)
-        _set_apart(tenant, length - forecast.of_kind, is_most=is_most)
+        tenant.apart.observe(length - forecast.of_kind, 50)
         return shift
 
+    def _set_apart(self, request: Request, tenant: TenantNode, length: float, *, finished: bool) -> float:
+        """Decide whether the tenant's answers, with this one, are learnt apart; the logarithm of its distance.
+
+        It is told by the distance from the model's usual lengths, not by its mean: else who reports the very
+        short and the very long in turns would pass for usual.
+        """
+        family = self._memory.families.read((request.model, False)) or _NO_FAMILY
+        away = length - self._of_kind(request, outlying=False, start=_start(request))
+        away = _clip(away if finished else max(0.0, away), MAX_AWAY)
+        tenant.distance.observe(away * away, 50)
+        distance = sqrt(tenant.distance.value(0.5, 3.0))
+        usual = max(MAX_SURPRISE, USUAL_DISTANCES * sqrt(family.distance.value(0.5, 10.0)))
+        is_most = not tenant.outlying and 2 * (tenant.num_learnt + 1) >= family.num_learnt
+        outlying = distance > (usual * STAY_APART if tenant.outlying else usual) and not is_most
+        if outlying != tenant.outlying:
+            tenant.outlying, tenant.num_learnt, tenant.apart = outlying, 0, Level()
+        return away
+
     def _learn_shared(
-        self, basis: "_Basis", forecast: "_Forecast", family: FamilyNode, kind: KindNode, length: float
+        self,
+        basis: "_Basis",
+        forecast: "_Forecast",
+        family: FamilyNode,
+        kind: KindNode,
+        length: float,
+        *,
+        outlying: bool,
     ) -> None:
-        """What the tenants of a model, or of all models, share."""
+        """What the tenants of a model, or of all models, share: those who are learnt apart among themselves."""
         memory = self._memory
         tokens = exp(length)
-        family.losses = [
-            GATE_MEMORY * loss + abs(exp(min(candidate, LOG_MAX)) - tokens)
-            for loss, candidate in zip(family.losses, forecast.candidates, strict=True)
-        ]
+        _lose(family, [abs(exp(min(candidate, LOG_MAX)) - tokens) for candidate in forecast.candidates])
         family.gate = _gate(family)
         step = max(0.006, 0.15 / (family.num_learnt + 2))
         family.offset += step if length > forecast.candidates[0] else -step
-        memory.blend.learn(forecast.experts, _clip(length - forecast.blend, 2.0))
+        of_figures, of_words, of_experts = memory.models(outlying=outlying)
+        of_experts.learn(forecast.experts, _clip(length - forecast.blend, 2.0))
         rest = length - forecast.level - forecast.figures
-        memory.figures.learn(basis.reading.dense, _clip(rest, 2.0))
-        memory.words.learn(basis.reading.words, _clip(rest - forecast.words, 2.0))
-        memory.everything.write(("",)).observe(length, 400)
+        of_figures.learn(basis.reading.dense, _clip(rest, 2.0))
+        of_words.learn(basis.reading.words, _clip(rest - forecast.words, min(2.0, 2 * forecast.spread)))
+        if not outlying:
+            memory.everything.write(("",)).observe(length, 400)
         family.level.observe(length, 400)
         family.starts.observe(basis.start, 400)
         kind.level.observe(length, 150)
-        memory.sizes.write(basis.keys.size).observe(length)
+        memory.sizes.write((*basis.keys.size, outlying)).observe(length)
 
     def _learn_own(self, basis: "_Basis", forecast: "_Forecast", own: OwnNode, length: float) -> None:
         """What belongs to the tenant alone."""
@@ -412,14 +457,13 @@ def _watch(kind: KindNode, forecast: _Forecast, length: float, *, who: int, is_m
     return exp(shift)
 
 
-def _set_apart(tenant: TenantNode, apart: float, *, is_most: bool) -> None:
-    """Decide whether the tenant's next answers are learnt apart from those of others."""
-    tenant.apart.observe(apart, 50)
-    distance = abs(tenant.apart.value(0.0, 2.0))
-    if tenant.outlying:
-        tenant.outlying = distance > MAX_SURPRISE / 2
-    else:
-        tenant.outlying = distance > MAX_SURPRISE and not is_most
+def _lose(family: FamilyNode, misses: list[float]) -> None:
+    """Add up by how much each candidate missed an answer, in tokens."""
+    swing = max(misses) - min(misses)
+    usual = min(family.losses) / min(family.num_learnt, 1 / (1 - GATE_MEMORY))
+    is_too_much = family.num_learnt > 20 and swing > MAX_SWING * usual
+    scale = MAX_SWING * usual / swing if is_too_much else 1.0
+    family.losses = [GATE_MEMORY * loss + scale * miss for loss, miss in zip(family.losses, misses, strict=True)]
 
 
 def _gate(family: FamilyNode) -> list[float]:

@@ -16,9 +16,9 @@ class Side(NamedTuple):
     sum: float = 0.0
     """Their sum."""
     source: int = 0
-    """Where the first of them came from."""
+    """Where the last of them came from."""
     num_elsewhere: int = 0
-    """How many came from elsewhere."""
+    """How many came from elsewhere than the one before."""
 
 
 class Cusum:
@@ -47,7 +47,7 @@ class Cusum:
         self.ups = self._grown(self.ups, residual, source)
         self.downs = self._grown(self.downs, -residual, source)
         for side, sign in ((self.ups, 1), (self.downs, -1)):
-            if side.total > self.threshold and (is_alone or 2 * side.num_elsewhere >= side.num):
+            if side.total > self.threshold and (is_alone or 3 * side.num_elsewhere >= side.num):
                 self.ups = self.downs = Side()
                 return sign * side.sum / side.num
         return 0.0
@@ -56,8 +56,8 @@ class Cusum:
         total = min(side.total + min(residual, MAX_STEP) - self.slack, 2 * self.threshold)
         if total <= 0:
             return _NOTHING
-        first = side.source if side.num else source
-        return Side(total, side.num + 1, side.sum + residual, first, side.num_elsewhere + (source != first))
+        is_elsewhere = side.num > 0 and source != side.source
+        return Side(total, side.num + 1, side.sum + residual, source, side.num_elsewhere + is_elsewhere)
 
 
 _NOTHING: Final = Side()

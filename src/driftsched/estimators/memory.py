@@ -53,19 +53,21 @@ N = TypeVar("N", bound=Node)
 class TenantNode:
     """One tenant's answers from one model, in comparison with everybody's."""
 
-    __slots__ = ("apart", "num_learnt", "outlying")
+    __slots__ = ("apart", "distance", "num_learnt", "outlying")
 
     def __init__(self) -> None:
-        self.apart = Level()  # from the level of model and category
-        self.num_learnt = 0
+        self.apart = Level()  # from the level of model and category, where it is learnt
+        self.distance = Level()  # square of it, and from the level of those who are learnt together
+        self.num_learnt = 0  # since it was last decided where
         self.outlying = False
         """Many times longer or shorter than usual: learnt apart from the other tenants."""
 
     def pack(self) -> list[float]:
-        return [*self.apart.pack(), self.num_learnt, self.outlying * 1.0]
+        return [*self.apart.pack(), *self.distance.pack(), self.num_learnt, self.outlying * 1.0]
 
     def unpack(self, numbers: Numbers) -> None:
         self.apart.unpack(numbers)
+        self.distance.unpack(numbers)
         self.num_learnt = int(numbers.take(0, MAX_COUNT))
         self.outlying = numbers.take(0, 1) == 1
 
@@ -73,6 +75,7 @@ class TenantNode:
         if other.num_learnt > self.num_learnt:
             self.outlying = other.outlying
         self.apart.absorb(other.apart)
+        self.distance.absorb(other.distance)
         self.num_learnt += other.num_learnt
 
 
@@ -93,7 +96,7 @@ class OwnNode:
         """An answer comes in, after so many drifts of its kind: what came before the last of them counts little."""
         if num_drifts != self.num_drifts:
             self.num_drifts = num_drifts
-            self.since_drift = 0
+            self.since_drift = 0 if self.level.weight else KEPT  # who is new knows nothing from before
             self.level.keep(KEPT)
             self.window.keep(KEPT)
         self.since_drift += 1
@@ -204,20 +207,30 @@ class FamilyNode:
         self.gate = list(START_GATE)
         self.profile = Profile()
         self.conformal = Conformal(CONFORMAL_RATE)
+        self.distance = Level()  # squared, of answers from the level of model and category
+        self.speaker = 0  # checksum of the tenant whose answer came last
+        self.num_in_a_row = 0
+
+    def hears(self, speaker: int) -> bool:
+        """Whether an answer of `speaker` teaches what tenants share: of many in a row the 1st to 4th, 8th, 16th ..."""
+        self.num_in_a_row = self.num_in_a_row + 1 if speaker == self.speaker else 1
+        self.speaker = speaker
+        return self.num_in_a_row < 4 or self.num_in_a_row.bit_count() == 1
 
     def pack(self) -> list[float]:
-        plain = [self.num_learnt, self.offset, *self.losses, *self.gate]
-        nodes = (self.level, self.spread, self.starts, self.profile, self.conformal)
+        plain = [self.num_learnt, self.speaker, self.num_in_a_row, self.offset, *self.losses, *self.gate]
+        nodes = (self.level, self.spread, self.starts, self.distance, self.profile, self.conformal)
         return [*plain, *(x for node in nodes for x in node.pack())]
 
     def unpack(self, numbers: Numbers) -> None:
         self.num_learnt = int(numbers.take(0, MAX_COUNT))
+        self.speaker, self.num_in_a_row = int(numbers.take(0, MAX_COUNT)), int(numbers.take(0, MAX_COUNT))
         self.offset = numbers.take(-20, 20)
         self.losses = numbers.take_all(0, 1e10, num=len(CANDIDATES))
         self.gate = numbers.take_all(0, 1, num=len(CANDIDATES))
         if abs(sum(self.gate) - 1) > 1e-6:
             raise ValueError("weights of candidates must add up to 1")
-        for node in (self.level, self.spread, self.starts, self.profile, self.conformal):
+        for node in (self.level, self.spread, self.starts, self.distance, self.profile, self.conformal):
             node.unpack(numbers)
 
     def absorb(self, other: "FamilyNode") -> None:
@@ -230,6 +243,7 @@ class FamilyNode:
         self.level.absorb(other.level)
         self.spread.absorb(other.spread)
         self.starts.absorb(other.starts)
+        self.distance.absorb(other.distance)
         self.num_learnt += other.num_learnt
 
 
@@ -313,10 +327,15 @@ class Memory:
         self.templates: Table[tuple[str, str | int], Level] = Table(Level, few, _key(str, (str, int)))
         self.prompts: Table[tuple[str, int], Level] = Table(Level, few, _key(str, int))
         self.tenant_sizes: Table[tuple[str, str, int], Window] = Table(Window, few, _key(str, str, int))
-        self.sizes: Table[tuple[str, int], Window] = Table(Window, few, _key(str, int))
-        self.figures = Ridge(np.zeros(NUM_DENSE), penalty=10.0)
-        self.words = Words(1 << TABLE_BITS, step=0.3)
-        self.blend = Ridge(np.array(START_WEIGHTS), penalty=5.0)
+        self.sizes: Table[tuple[str, int, bool], Window] = Table(Window, few, _key(str, int, bool))
+        self.figures, self.words, self.blend = _models()
+        self.outlying_figures, self.outlying_words, self.outlying_blend = _models()
+
+    def models(self, *, outlying: bool) -> tuple[Ridge, Words, Ridge]:
+        """Of figures, words and experts: of who is learnt together, or of who is learnt apart."""
+        if outlying:
+            return self.outlying_figures, self.outlying_words, self.outlying_blend
+        return self.figures, self.words, self.blend
 
     def pack(self) -> dict[str, object]:
         """Plain data: numbers, bytes and names of models, tenants and categories. No text, digests only."""
@@ -343,13 +362,21 @@ class Memory:
             return
         for name, table in self._tables().items():
             table.absorb(other._tables()[name].items())
-        self.figures.absorb(other.figures)
-        self.blend.absorb(other.blend)
-        self.words.absorb(other.words)
+        for name, model in self._models().items():
+            model.absorb(other._models()[name])
         self.num_learnt += other.num_learnt
 
     def _tables(self) -> dict[str, Table[Any, Any]]:
         return {name: part for name, part in vars(self).items() if isinstance(part, Table)}
 
-    def _models(self) -> dict[str, Ridge | Words]:
-        return {"figures": self.figures, "words": self.words, "blend": self.blend}
+    def _models(self) -> dict[str, Any]:
+        return {name: part for name, part in vars(self).items() if isinstance(part, (Ridge, Words))}
+
+
+def _models() -> tuple[Ridge, Words, Ridge]:
+    """Of figures, words and experts."""
+    return (
+        Ridge(np.zeros(NUM_DENSE), penalty=10.0),
+        Words(1 << TABLE_BITS, step=0.3),
+        Ridge(np.array(START_WEIGHTS), penalty=5.0),
+    )

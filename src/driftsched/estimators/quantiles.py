@@ -60,7 +60,8 @@ class Profile:
     def expected_beyond(self, residual: float) -> float:
         """Median of the residuals larger than `residual`: what a lower bound stands for; at least the bound."""
         passed = int(np.searchsorted(self.ordered, residual, side="right"))
-        return max(residual, float(self.ordered[min((passed + NUM_LEVELS) // 2, NUM_LEVELS - 1)]))
+        low, high = (passed + NUM_LEVELS - 1) // 2, min((passed + NUM_LEVELS) // 2, NUM_LEVELS - 1)
+        return max(residual, float(self.ordered[low] + self.ordered[high]) / 2)
 
     def pack(self) -> list[float]:
         return [self.num_learnt, *self.values.tolist()]
