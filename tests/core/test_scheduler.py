@@ -348,6 +348,99 @@ def test_an_estimator_that_detects_none_leaves_drift_untold() -> None:
     assert [Admitted, Dispatched, Finished] == [type(event) for event in events]
 
 
+class Listening(CategoryMeans):
+    """Promises 80.5 tokens, and takes every answer that becomes longer for a shift of what it corrects by."""
+
+    def __init__(self) -> None:
+        self.outlived: list[tuple[str, Estimate, int]] = []
+
+    def predict(self, request: Request) -> Estimate:
+        return Estimate(40.0, q50=40.0, q80=60.0, q90=80.5)
+
+    def outlive(self, request: Request, estimate: Estimate, produced: int) -> float | None:
+        self.outlived.append((request.id, estimate, produced))
+        return 1.5
+
+    def bias(self, request: Request) -> float:
+        return 1.0 + len(self.outlived)
+
+
+def test_an_answer_that_becomes_longer_than_promised_is_told_to_the_estimator_once_before_its_end() -> None:
+    estimator = Listening()
+    scheduler = scheduler_of(estimator=estimator)
+    step(scheduler.submit(request_at(0.0, "a"), 0.0))
+    ticket = dispatched(scheduler, 0.0)
+    assert 81 == scheduler.milestone(ticket)
+    step(scheduler.progress("a", Usage(10, 80), 1.0))
+    assert [] == estimator.outlived
+    step(scheduler.progress("a", Usage(10, 81), 2.0))
+    step(scheduler.progress("a", Usage(10, 145), 3.0))
+    step(scheduler.finish("a", Usage(10, 200), "stop", 4.0))
+    assert [("a", ticket.estimate, 81)] == estimator.outlived
+
+
+def test_what_an_answer_that_goes_on_has_changed_is_told_at_once() -> None:
+    events: list[Event] = []
+    scheduler = scheduler_of(estimator=Listening(), listeners=[events.append])
+    step(scheduler.submit(request_at(0.0, "a"), 0.0))
+    dispatched(scheduler, 0.0)
+    step(scheduler.progress("a", Usage(10, 100), 2.0))
+    assert [Recalibrated(2.0, "m", "short_qa", 1.0, 2.0), DriftDetected(2.0, "m", "short_qa", 1.5)] == events[-2:]
+
+
+def test_a_request_that_was_revised_while_it_waited_is_held_against_its_last_estimate() -> None:
+    class Revising(Listening):
+        def revise(self, request: Request, estimate: Estimate) -> Estimate:
+            return Estimate(90.0, q50=90.0, q80=100.0, q90=110.0)
+
+    estimator = Revising()
+    scheduler = scheduler_of(estimator=estimator)
+    for name in "ab":
+        step(scheduler.submit(request_at(0.0, name), 0.0))
+    dispatched(scheduler, 0.0)
+    step(scheduler.progress("a", Usage(10, 100), 1.0))  # moves what is predicted for its like
+    step(scheduler.finish("a", Usage(10, 100), "stop", 2.0))
+    assert 111 == scheduler.milestone(dispatched(scheduler, 2.0))
+
+
+@pytest.mark.parametrize("q90", [inf, nan])
+def test_an_estimator_that_promises_no_figure_is_told_nothing(q90: float) -> None:
+    class Vague(Listening):
+        def predict(self, request: Request) -> Estimate:
+            return Estimate(40.0, q50=40.0, q80=60.0, q90=q90)
+
+    estimator = Vague()
+    scheduler = scheduler_of(estimator=estimator)
+    step(scheduler.submit(request_at(0.0, "a"), 0.0))
+    dispatched(scheduler, 0.0)
+    step(scheduler.progress("a", Usage(10, 10**9), 1.0))
+    assert [] == estimator.outlived
+
+
+def test_nobody_need_report_to_an_estimator_that_does_not_listen() -> None:
+    scheduler = scheduler_of(estimator=CategoryMeans())
+    step(scheduler.submit(request_at(0.0, "a"), 0.0))
+    assert inf == scheduler.milestone(dispatched(scheduler, 0.0))
+
+
+def test_an_estimator_that_fails_when_it_listens_keeps_no_answer_from_paying(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Deaf(Listening):
+        def outlive(self, request: Request, estimate: Estimate, produced: int) -> float | None:
+            raise ZeroDivisionError
+
+    events: list[Event] = []
+    scheduler = scheduler_of(Priced(), estimator=Deaf(), listeners=[events.append])
+    step(scheduler.submit(request_at(0.0, "a"), 0.0))
+    dispatched(scheduler, 0.0)
+    step(scheduler.progress("a", Usage(10, 90), 1.0))
+    assert step(scheduler.finish("a", Usage(10, 100), "stop", 2.0))
+    (finished,) = (event for event in events if isinstance(event, Finished))
+    assert 100.0 == finished.charge
+    assert 1 == len(caplog.messages)
+
+
 # Bounds
 
 

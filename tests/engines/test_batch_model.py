@@ -154,6 +154,59 @@ def test_at_most_the_iterations_asked_for_are_run() -> None:
     assert 4 == model.generated("a")
 
 
+def test_a_step_ends_where_a_job_has_as_many_tokens_as_it_is_watched_for() -> None:
+    model = BatchModel(TICK)
+    model.add("a", 5, 100, 0.0)
+    model.watch("a", 40)
+
+    assert [
+        Step(0.0, 1.0, 1, ["a"], []),
+        Step(1.0, 40.0, 39, [], [], (("a", 40),)),
+        Step(40.0, 100.0, 60, [], ["a"]),
+    ] == drain(model)
+
+
+def test_a_milestone_may_be_the_end() -> None:
+    model = BatchModel(TICK)
+    model.add("a", 5, 3, 0.0)
+    model.watch("a", 3)
+
+    assert [Step(0.0, 1.0, 1, ["a"], []), Step(1.0, 3.0, 2, [], ["a"], (("a", 3),))] == drain(model)
+
+
+def test_a_job_that_was_cancelled_passes_no_milestone() -> None:
+    model = BatchModel(TICK)
+    for job_id in "ab":
+        model.add(job_id, 5, 10, 0.0)
+        model.watch(job_id, 4)
+    drain(model, until=2.0)
+    model.cancel("a")
+
+    assert [(), (("b", 4),), ()] == [step.milestones for step in [*drain(model, until=3.0), *drain(model)]]
+
+
+def test_a_preempted_job_passes_its_milestone_once_when_it_has_the_tokens() -> None:
+    model = BatchModel(TICK, kv_tokens=20)
+    model.add("a", 5, 10, 0.0)
+    model.add("b", 5, 10, 0.0)
+    model.watch("b", 8)
+    passed = []
+    while step := model.advance(max_steps=1):
+        passed += [(job_id, tokens, model.generated(job_id)) for job_id, tokens in step.milestones]
+
+    assert [("b", 8, 8)] == passed
+
+
+def test_milestones_inside_a_static_batch_are_told_at_its_end() -> None:
+    model = static()
+    for job_id, tokens in (("a", 3), ("b", 9)):
+        model.add(job_id, 5, tokens, 0.0)
+        model.watch(job_id, 2)
+    (step,) = [step for step in drain(model) if step.finished or step.milestones]
+
+    assert (("a", 2), ("b", 2)) == step.milestones
+
+
 def test_a_job_behind_one_that_does_not_fit_waits_its_turn() -> None:
     model = BatchModel(TICK, kv_tokens=100)
     model.add("a", 60, 5, 0.0)
@@ -405,12 +458,14 @@ class Script:
     mode: str
     jobs: list[tuple[int, int, int]]  # (gap, prompt tokens, completion tokens)
     cancels: dict[int, int]  # arrival -> the earlier job cancelled at that moment
+    milestones: dict[int, int]  # job -> how many tokens it is watched for
 
 
 @dataclass
 class Result:
     first: dict[str, float] = field(default_factory=dict)
     finished: dict[str, float] = field(default_factory=dict)
+    passed: dict[str, float] = field(default_factory=dict)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
 
 
@@ -430,6 +485,7 @@ def scripts(draw: st.DrawFn) -> Script:
         mode=draw(st.sampled_from(["continuous", "static"])),
         jobs=jobs,
         cancels=draw(st.dictionaries(st.integers(1, len(jobs)), st.integers(0, len(jobs)), max_size=5)),
+        milestones=draw(st.dictionaries(st.integers(0, len(jobs)), st.integers(2, 20), max_size=10)),
     )
 
 
@@ -447,6 +503,11 @@ def run(script: Script, max_steps: int | None) -> Result:
                 for job_id in job_ids:
                     assert job_id not in times
                     times[job_id] = step.ended_at
+            for job_id, tokens in step.milestones:
+                assert job_id not in result.passed
+                assert tokens == script.milestones[int(job_id)]
+                assert job_id in step.finished or tokens == model.generated(job_id)
+                result.passed[job_id] = step.ended_at
 
     now = 0.0
     for index, (gap, prompt_tokens, completion_tokens) in enumerate(script.jobs):
@@ -458,6 +519,8 @@ def run(script: Script, max_steps: int | None) -> Result:
             if tokens is not None:
                 result.cancelled.append((victim, tokens))
         model.add(str(index), prompt_tokens, completion_tokens, now)
+        if index in script.milestones and script.milestones[index] <= completion_tokens:
+            model.watch(str(index), script.milestones[index])
     play(inf)
     assert (0, 0, 0) == (model.num_running, model.num_waiting, model.kv_used)
     return result
@@ -482,3 +545,15 @@ def test_skipping_iterations_gives_what_stepping_each_gives(script: Script) -> N
     assert list(stepped.finished) == list(skipped.finished)
     assert pytest.approx(stepped.finished, rel=1e-9) == skipped.finished
     assert pytest.approx(stepped.first, rel=1e-9) == skipped.first
+    assert pytest.approx(stepped.passed, rel=1e-9) == skipped.passed
+
+
+@settings(deadline=None)
+@given(scripts())
+def test_watching_a_job_changes_no_time_and_tells_each_milestone_once(script: Script) -> None:
+    watched, unwatched = run(script, max_steps=None), run(replace(script, milestones={}), max_steps=None)
+
+    assert pytest.approx(unwatched.finished, rel=1e-9) == watched.finished
+    for index, tokens in script.milestones.items():
+        if str(index) in watched.finished and tokens <= script.jobs[index][2]:
+            assert watched.first[str(index)] <= watched.passed[str(index)] <= watched.finished[str(index)]

@@ -4,8 +4,18 @@ from math import inf, nan
 import pytest
 
 from driftsched.core.admission import Bounds
-from driftsched.core.events import Admitted, Dispatched, Event, Evicted, Finished, FirstToken, Rejected
-from driftsched.core.model import Request, Tenant, Tier, Usage
+from driftsched.core.events import (
+    Admitted,
+    Dispatched,
+    DriftDetected,
+    Event,
+    Evicted,
+    Finished,
+    FirstToken,
+    Rejected,
+)
+from driftsched.core.model import Estimate, Request, Tenant, Tier, Usage
+from driftsched.core.protocols import Estimator
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.model import BatchModel
 from driftsched.engines.presets import HARDWARE, Hardware
@@ -13,6 +23,7 @@ from driftsched.estimators import create_estimator
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.sim.driver import Arrival, StuckError, run_now, simulate
+from support.scheduling import CategoryMeans, scheduler_of
 
 STEP = 0.1
 STEADY = Hardware(
@@ -137,6 +148,51 @@ def test_a_second_call_goes_on_where_the_first_ended() -> None:
     end = simulate([Arrival(request_at(0.0, "a"), 3)], scheduler, engine)
     later = simulate([Arrival(request_at(end + 15, "b"), 3)], scheduler, engine)
     assert later == pytest.approx(end + 15 + 3 * STEP)
+
+
+class Listening(CategoryMeans):
+    """Promises 8.5 tokens, and notes which answers became longer."""
+
+    def __init__(self) -> None:
+        self.outlived: list[tuple[str, int]] = []
+        self.ended: list[str] = []
+
+    def predict(self, request: Request) -> Estimate:
+        return Estimate(4.0, q50=4.0, q80=6.0, q90=8.5)
+
+    def outlive(self, request: Request, estimate: Estimate, produced: int) -> float | None:
+        self.outlived.append((request.id, produced))
+        return 2.0
+
+    def learn(
+        self, request: Request, usage: Usage, *, finished: bool, estimate: Estimate | None = None
+    ) -> float | None:
+        self.ended.append(request.id)
+        return None
+
+
+@pytest.mark.parametrize("num_jobs", [1, 3])
+def test_an_answer_that_becomes_longer_than_promised_is_told_at_that_instant(num_jobs: int) -> None:
+    events: list[Event] = []
+    estimator = Listening()
+    scheduler = scheduler_of(slots=3, estimator=estimator, listeners=[events.append])
+    lengths = [20, 9, 8][:num_jobs]
+    simulate([Arrival(request_at(0.0, str(n)), n) for n in lengths], scheduler, BatchModel(STEADY))
+    assert [(str(n), 9) for n in lengths if n > 8] == estimator.outlived
+    told = [event.at for event in events if isinstance(event, DriftDetected)]
+    assert pytest.approx([9 * STEP] * len(told)) == told
+    assert [str(n) for n in sorted(lengths)] == estimator.ended
+
+
+def test_times_are_the_same_whether_or_not_the_estimator_listens() -> None:
+    def ends(estimator: Estimator) -> dict[str, float]:
+        events: list[Event] = []
+        scheduler = scheduler_of(slots=4, estimator=estimator, listeners=[events.append])
+        arrivals = [Arrival(request_at(0.07 * n, str(n)), 1 + n % 17) for n in range(200)]
+        simulate(arrivals, scheduler, BatchModel(HARDWARE["l4-qwen1.5-1.8b"]))
+        return {e.ticket.id: e.at for e in events if isinstance(e, Finished)}
+
+    assert pytest.approx(ends(CategoryMeans()), rel=1e-12) == ends(Listening())
 
 
 def test_rejected_and_expired_requests_never_reach_the_engine() -> None:

@@ -98,6 +98,19 @@ class Estimator(Protocol):
 
 
 @runtime_checkable
+class Outliving(Protocol):
+    """An estimator that wants to know at once of an answer that becomes longer than was promised."""
+
+    def outlive(self, request: Request, estimate: Estimate, produced: int) -> float | None:
+        """The answer has `produced` tokens, more than the q90 of the estimate it was dispatched with, and goes on.
+
+        Told at most once a request, and `learn` still follows at its end: what is taken in here must not count
+        again there. Returns the factor of a shift that this made certain, as `learn` does.
+        """
+        ...
+
+
+@runtime_checkable
 class Accountable(Protocol):
     """An estimator that can say how right it has lately been."""
 

@@ -2,10 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
-from math import inf, isfinite
+from math import floor, inf, isfinite
 from typing import NoReturn
 
 from driftsched.core.admission import Backlog, Bounds
@@ -24,7 +24,16 @@ from driftsched.core.events import (
     Reranked,
 )
 from driftsched.core.model import Estimate, Load, Request, Ticket, Tier, Usage
-from driftsched.core.protocols import Describer, Estimator, Lenient, Listener, Policy, Queue, Triage
+from driftsched.core.protocols import (
+    Describer,
+    Estimator,
+    Lenient,
+    Listener,
+    Outliving,
+    Policy,
+    Queue,
+    Triage,
+)
 from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
 from driftsched.core.throughput import Throughput
 from driftsched.core.usual import Usual
@@ -42,6 +51,8 @@ class _Flight:
     ticket: Ticket
     dispatched_at: float
     charge: float
+    milestone: float
+    """Completion tokens at which the estimator is to hear of it; infinite once it has."""
     first_token_at: float | None = None
 
 
@@ -74,6 +85,7 @@ class Scheduler:
         self._lead = policy.lead if isinstance(policy, Lenient) else 0.0
         self._triage = policy if isinstance(policy, Triage) else None
         self._estimator = estimator
+        self._outliving = estimator if isinstance(estimator, Outliving) else None
         self._describer = describer
         self._queue = queue
         self._bounds = bounds or Bounds()
@@ -133,18 +145,30 @@ class Scheduler:
         if estimate is not ticket.estimate:  # revised meanwhile: the queue was told of rank and charge only
             ticket = replace(ticket, estimate=estimate)
         self._backlog.num_inflight += 1
-        self._flights[ticket.id] = _Flight(ticket, dispatched_at=now, charge=ticket.charge)
+        self._flights[ticket.id] = _Flight(ticket, now, ticket.charge, self.milestone(ticket))
         self._tell(Dispatched(now, ticket, overdue=ticket.overdue_at <= now))
         return ticket
 
+    def milestone(self, ticket: Ticket) -> float:
+        """The count of completion tokens at which `progress` should hear of a dispatched ticket at once.
+
+        That is where its answer becomes longer than was promised; infinite if nobody wants to know.
+        """
+        if self._outliving is None or not isfinite(ticket.estimate.q90):
+            return inf
+        return floor(ticket.estimate.q90) + 1
+
     async def progress(self, ticket_id: str, usage: Usage, now: float) -> None:
-        """Tokens are flowing. Call at the first, and from time to time: a long answer pays as it grows."""
+        """Tokens are flowing. Call at the first, the `milestone`, and at times: a long answer pays as it grows."""
         flight = self._flights.get(ticket_id)
         if flight is None:
             return
         if flight.first_token_at is None and usage.completion_tokens > 0:
             flight.first_token_at = now
             self._tell(FirstToken(now, flight.ticket))
+        if self._outliving is not None and usage.completion_tokens >= flight.milestone:
+            flight.milestone = inf
+            self._outlive(self._outliving, flight.ticket, usage, now)
         charge = self._price(flight.ticket, usage)
         if charge > flight.charge and await self._queue.settle(ticket_id, charge, release=False):
             flight.charge = charge
@@ -257,16 +281,30 @@ class Scheduler:
         return ticket.charge
 
     def _learn(self, ticket: Ticket, usage: Usage, finished: bool, now: float) -> None:
-        request = ticket.request
+        request, estimate = ticket.request, ticket.estimate
         if not finished and usage.completion_tokens == 0:
             return  # a lower bound of nothing teaches nothing
-        try:
+
+        def learn() -> float | None:
             self._describer.learn(request, usage)
+            return self._estimator.learn(request, usage, finished=finished, estimate=estimate)
+
+        self._teach(learn, request, usage, now)
+
+    def _outlive(self, estimator: Outliving, ticket: Ticket, usage: Usage, now: float) -> None:
+        def outlive() -> float | None:
+            return estimator.outlive(ticket.request, ticket.estimate, usage.completion_tokens)
+
+        self._teach(outlive, ticket.request, usage, now)
+
+    def _teach(self, lesson: Callable[[], float | None], request: Request, usage: Usage, now: float) -> None:
+        """Give the estimator a lesson, and tell what that has changed for requests like this one."""
+        try:
             before = self._estimator.bias(request)
-            factor = self._estimator.learn(request, usage, finished=finished, estimate=ticket.estimate)
+            factor = lesson()
             after = self._estimator.bias(request)
             self._revisions.recalibrated(request, before, after)
-        except Exception:  # the flight is settled: a plug-in that cannot learn must not keep it from being told
+        except Exception:  # a plug-in that cannot learn must not keep what happened from being told
             _logger.exception("estimator could not learn %s of request %s", usage, request.id)
             return
         if after != before:

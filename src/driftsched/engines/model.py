@@ -37,6 +37,8 @@ class Step(NamedTuple):
     """Jobs whose first token came at `ended_at`."""
     finished: list[str]
     """Jobs whose last token came at `ended_at`; the model has forgotten them."""
+    milestones: tuple[tuple[str, int], ...] = ()
+    """Jobs that at `ended_at` had as many tokens as they are watched for, and how many these are."""
 
 
 class _Job:
@@ -48,6 +50,7 @@ class _Job:
         "generated",
         "id",
         "joined_step",
+        "milestone",
         "prefill_left",
         "prompt_tokens",
         "ready_at",
@@ -61,6 +64,7 @@ class _Job:
         self.generated = 0  # when decoding: as of `joined_step`
         self.prefill_left = 0
         self.joined_step = -1  # -1: not decoding
+        self.milestone = 0  # a token count at which a step is to end; 0: none, or passed
         self.finish_step = -1  # the step count at which its last token is there; -1: not decoding
 
     @property
@@ -133,6 +137,7 @@ class BatchModel:
         self._finishes: list[
             tuple[int, int, _Job]
         ] = []  # (finish step, when it joined, job); stale ones are skipped
+        self._milestones: list[tuple[int, int, _Job]] = []  # the same of milestones
         self._num_joined = 0
         self._done: list[str] = []  # static: finished members of a batch that still runs
 
@@ -188,6 +193,13 @@ class BatchModel:
         self._jobs[job_id] = job
         self._waiting.append(job)
 
+    def watch(self, job_id: str, tokens: int) -> None:
+        """End a step where a job, just added, has generated `tokens` >= 2, and tell it then.
+
+        Of a static batch it is told at its end, as all else is. Raises `KeyError` if the job is unknown.
+        """
+        self._jobs[job_id].milestone = tokens
+
     def cancel(self, job_id: str) -> int | None:
         """Forget a job and free its seat and KV room at once; the tokens it has generated, None if unknown."""
         job = self._jobs.pop(job_id, None)
@@ -234,12 +246,14 @@ class BatchModel:
         self._step += num_steps
         self._context_tokens += num_steps * decoding
         first_tokens = self._start_decoding(prefilled)
+        milestones = self._pop_milestones() if self._milestones else ()
         finished = self._pop_finished()
         if self._static:
             first_tokens = finished = self._withhold(finished)
+            milestones = tuple((i, self._jobs[i].milestone) for i in finished if self._jobs[i].milestone)
         for job_id in finished:
             del self._jobs[job_id]
-        return Step(started_at, self._time, num_steps, first_tokens, finished)
+        return Step(started_at, self._time, num_steps, first_tokens, finished, milestones)
 
     def _batch_closes_at(self, opens_at: float) -> float:
         """When a static batch begins to run that is open for members since `opens_at`."""
@@ -306,6 +320,8 @@ class BatchModel:
         if not self._num_decoding:
             return 0
         most = self._next_finish() - self._step
+        if self._milestones:
+            most = min(most, self._next_milestone() - self._step)
         most = min(most, (self.kv_tokens - self._context_tokens) // self._num_decoding)
         if max_steps is not None:
             most = min(most, max_steps)
@@ -321,6 +337,23 @@ class BatchModel:
             heappop(self._finishes)
         return self._finishes[0][0]
 
+    def _next_milestone(self) -> int:
+        """The step count at which the next decoding job passes its milestone, or one beyond every finish."""
+        while self._milestones and not _passes(self._milestones[0]):
+            heappop(self._milestones)
+        return self._milestones[0][0] if self._milestones else self._next_finish()
+
+    def _pop_milestones(self) -> tuple[tuple[str, int], ...]:
+        """The jobs that have just passed theirs."""
+        passed = []
+        while self._milestones and self._milestones[0][0] <= self._step:
+            entry = heappop(self._milestones)
+            if _passes(entry):
+                job = entry[2]
+                passed.append((job.id, job.milestone))
+                job.milestone = 0
+        return tuple(passed)
+
     def _start_decoding(self, prefilled: list[_Job]) -> list[str]:
         """Give each job whose prompt is computed its token; the ids of those for which it is the first."""
         first_tokens = []
@@ -335,6 +368,9 @@ class BatchModel:
             self._context_tokens += job.prefill_tokens
             self._num_joined += 1
             heappush(self._finishes, (job.finish_step, self._num_joined, job))
+            if job.milestone > job.generated and not self._static:
+                marked_step = self._step + job.milestone - job.generated
+                heappush(self._milestones, (marked_step, self._num_joined, job))
         return first_tokens
 
     def _pop_finished(self) -> list[str]:
@@ -358,6 +394,12 @@ class BatchModel:
 
     def _count(self, job: _Job) -> int:
         return job.generated + (self._step - job.joined_step if job.joined_step >= 0 else 0)
+
+
+def _passes(entry: tuple[int, int, _Job]) -> bool:
+    """The job decodes, and will have as many tokens at this step: else it was preempted, cancelled or told."""
+    step, _, job = entry
+    return job.milestone > 0 and job.joined_step >= 0 and job.generated + step - job.joined_step == job.milestone
 
 
 def _total(num_steps: int, seconds: float, growth: float) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from math import inf
 from time import monotonic
 
 from driftsched.core.errors import EngineError
@@ -33,6 +34,7 @@ class Turn:
         self.ticket = ticket
         self.position = position
         self.dispatched_at = 0.0
+        self.milestone = inf  # see `Scheduler.milestone`
         self.completion_tokens = 0
         self.finish_reason: str | None = None
         self._reported: Usage | None = None
@@ -51,7 +53,7 @@ class Turn:
 
     async def answer(self) -> AsyncGenerator[Chunk, None]:
         """The engine's answer, piece by piece. Raises `EngineError`. To be read once."""
-        report_at = 1
+        report_at = 1.0
         async with aclosing(self._engine.generate(self.ticket.request)) as chunks:
             async for chunk in chunks:
                 self.completion_tokens = chunk.completion_tokens
@@ -59,6 +61,8 @@ class Turn:
                 self.finish_reason = chunk.finish_reason or self.finish_reason
                 if chunk.completion_tokens >= report_at:
                     report_at = chunk.completion_tokens + PROGRESS_TOKENS
+                    if chunk.completion_tokens < self.milestone < report_at:
+                        report_at = self.milestone
                     counted = Usage(self.ticket.request.prompt_tokens, chunk.completion_tokens)
                     await self._scheduler.progress(self.ticket.id, counted, self._clock.now())
                 yield chunk
@@ -73,8 +77,8 @@ class Dispatcher:
         self._engine = engine
         self._clock = clock
         self._alarm_seconds = alarm_seconds
-        # The instant of dispatch, by ticket id: each owned by the task in `turn` that waits for it.
-        self._parked: dict[str, asyncio.Future[float]] = {}
+        # Instant and milestone of each dispatch, by ticket id: owned by the task in `turn` that waits for it.
+        self._parked: dict[str, asyncio.Future[tuple[float, float]]] = {}
         self._lock = asyncio.Lock()
         self._alarm: asyncio.Task[None] | None = None
 
@@ -89,7 +93,7 @@ class Dispatcher:
         ticket = await self._scheduler.submit(request, self._clock.now())
         turn = Turn(ticket, self._scheduler.load.num_waiting, self._scheduler, self._engine, self._clock)
         try:
-            turn.dispatched_at = await self._called(ticket)
+            turn.dispatched_at, turn.milestone = await self._called(ticket)
             yield turn
         except EngineError as error:
             await self._scheduler.fail(ticket.id, turn.usage, error.kind, self._clock.now())
@@ -119,7 +123,7 @@ class Dispatcher:
                 if parked is None or parked.done():  # it left between its call and this line
                     await self._scheduler.cancel(ticket, Usage(), self._clock.now())
                 else:
-                    parked.set_result(now)
+                    parked.set_result((now, self._scheduler.milestone(ticket)))
 
     async def expire(self) -> None:
         """Send away every request that waited too long."""
@@ -139,9 +143,9 @@ class Dispatcher:
             self._alarm.cancel()
             await asyncio.gather(self._alarm, return_exceptions=True)
 
-    async def _called(self, ticket: Ticket) -> float:
-        """Wait until the ticket is dispatched, and say when that was. Raises `ExpiredError`."""
-        parked: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    async def _called(self, ticket: Ticket) -> tuple[float, float]:
+        """Wait until the ticket is dispatched, and say when that was, and its milestone. Raises `ExpiredError`."""
+        parked: asyncio.Future[tuple[float, float]] = asyncio.get_running_loop().create_future()
         self._parked[ticket.id] = parked
         try:
             await self.dispatch()

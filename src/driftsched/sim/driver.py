@@ -1,7 +1,8 @@
 """The discrete-event driver: requests arrive, the engine model steps, the scheduler decides; time is a number.
 
-It plays the gateway's part: it submits what arrives, gives free slots to whoever is next, reports first tokens and
-ends, and lets expired requests go. What happened leaves as the scheduler's own events.
+It plays the gateway's part: it submits what arrives, gives free slots to whoever is next, reports first tokens,
+answers that become longer than was promised, and ends, and lets expired requests go. What happened leaves as the
+scheduler's own events.
 """
 
 from collections.abc import Coroutine, Iterable
@@ -109,11 +110,17 @@ class _Run:
         while ticket := run_now(self._scheduler.dispatch(now)):
             truth = self._truth[ticket.id]
             self._engine.add(ticket.id, max(1, ticket.request.prompt_tokens), truth.completion_tokens, now)
+            milestone = self._scheduler.milestone(ticket)
+            if milestone <= truth.completion_tokens:
+                self._engine.watch(ticket.id, int(milestone))
 
     def _report(self, step: Step) -> None:
         for request_id in step.first_tokens:
             request = self._truth[request_id].request
             run_now(self._scheduler.progress(request_id, Usage(request.prompt_tokens, 1), step.ended_at))
+        for request_id, tokens in step.milestones:
+            request = self._truth[request_id].request
+            run_now(self._scheduler.progress(request_id, Usage(request.prompt_tokens, tokens), step.ended_at))
         for request_id in step.finished:
             truth = self._truth.pop(request_id)
             usage = Usage(truth.request.prompt_tokens, truth.completion_tokens)
