@@ -212,7 +212,7 @@ class FamilyNode:
         self.num_in_a_row = 0
 
     def hears(self, speaker: int) -> bool:
-        """Whether an answer of `speaker` teaches what tenants share: of many in a row the 1st to 4th, 8th, 16th ..."""
+        """Whether an answer of `speaker` teaches what tenants share: in a row the 1st to 4th, 8th, 16th ..."""
         self.num_in_a_row = self.num_in_a_row + 1 if speaker == self.speaker else 1
         self.speaker = speaker
         return self.num_in_a_row < 4 or self.num_in_a_row.bit_count() == 1
