@@ -2,16 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
 from openai import AsyncOpenAI, RateLimitError
 
-from driftsched.config import LimitSettings, Settings
+from driftsched.config import LimitSettings, Settings, TenantSettings, hash_key
 from driftsched.core.events import Admitted, Rejected
+from driftsched.core.model import Request, Tenant, Tier
+from driftsched.engines.simulated import SimulatedEngine
+from driftsched.gateway.dispatcher import MonotonicClock
+from driftsched.gateway.whereabouts import MAX_DONE, Whereabouts
 from support.faulty_upstream import FaultyUpstream, status
+from support.scheduling import scheduler_of
 from support.servers import House, chat, http_engine, live_gateway, simulated, unasked, until
 
 CHAT = "/v1/chat/completions"
@@ -111,3 +116,107 @@ async def test_an_engine_that_broke_says_nothing_of_coming_back(http: aiohttp.Cl
     ):
         assert "engine_error" == response.headers["x-driftsched-reason"]
         assert "retry-after" not in response.headers
+
+
+# Where a request is
+
+
+@pytest.fixture
+async def engine() -> SimulatedEngine:
+    return simulated(slots=1)
+
+
+@pytest.fixture
+async def keyed(engine: SimulatedEngine) -> AsyncIterator[House]:
+    """One slot, and two tenants with keys."""
+    tenants = [TenantSettings(name, keys_sha256=[hash_key(f"sk-{name}")]) for name in ("ann", "bob")]
+    async with live_gateway(engine, slots=1, settings=Settings(tenants=tenants)) as house:
+        yield house
+
+
+def by(tenant: str, request_id: str = "") -> dict[str, str]:
+    return {"authorization": f"Bearer sk-{tenant}", **({"x-request-id": request_id} if request_id else {})}
+
+
+async def found(http: aiohttp.ClientSession, house: House, request_id: str, tenant: str = "ann") -> dict[str, Any]:
+    async with http.get(f"{house.url}/v1/queue/{request_id}", headers=by(tenant)) as response:
+        document: dict[str, Any] = await response.json()
+        return {"http": response.status, **document}
+
+
+async def test_a_client_can_ask_where_its_request_is(
+    keyed: House, engine: SimulatedEngine, http: aiohttp.ClientSession
+) -> None:
+    async def call(request_id: str) -> int:
+        async with http.post(keyed.url + CHAT, json=chat(), headers=by("ann", request_id)) as response:
+            await response.read()
+            return response.status
+
+    assert 200 == await call("warm")
+    engine.hold()
+    calls = []
+    for number, request_id in enumerate(("first", "second", "a/third 3"), start=2):
+        calls.append(asyncio.create_task(call(request_id)))
+        await until(lambda number=number: len(keyed.of(Admitted)) == number)  # type: ignore[misc]
+    first, second, third = [await found(http, keyed, name) for name in ("first", "second", "a/third 3")]
+    assert {"http": 200, "object": "queue.request", "id": "first", "status": "running"} == first
+    assert ("waiting", 1) == (second["status"], second["position"])
+    assert ("waiting", 2, "a/third 3") == (third["status"], third["position"], third["id"])
+    for waiting in (second, third):
+        assert 0 <= waiting["eta_low_seconds"] <= waiting["eta_seconds"] <= waiting["eta_high_seconds"]
+        assert waiting["waited_seconds"] >= 0
+    engine.resume()
+    assert [200] * 3 == await asyncio.gather(*calls)
+    assert "done" == (await found(http, keyed, "second"))["status"]
+
+
+async def test_nobody_learns_of_the_requests_of_another_tenant(keyed: House, http: aiohttp.ClientSession) -> None:
+    async with http.post(keyed.url + CHAT, json=chat(), headers=by("ann", "mine")) as response:
+        await response.read()
+    assert (200, 404) == tuple([(await found(http, keyed, "mine", who))["http"] for who in ("ann", "bob")])
+    unknown = await found(http, keyed, "never-was", "ann")
+    assert (404, "unknown_request") == (unknown["http"], unknown["error"]["code"])
+    async with http.get(f"{keyed.url}/v1/queue/mine") as response:
+        assert 401 == response.status
+
+
+async def test_a_request_without_a_name_of_its_own_is_found_by_the_one_it_was_given(
+    keyed: House, http: aiohttp.ClientSession
+) -> None:
+    async with http.post(keyed.url + CHAT, json=chat(), headers=by("ann")) as response:
+        await response.read()
+    assert "done" == (await found(http, keyed, response.headers["x-request-id"]))["status"]
+
+
+async def test_the_forecast_of_its_arrival_is_in_the_headers_of_its_answer(http: aiohttp.ClientSession) -> None:
+    names = [f"x-driftsched-eta-{end}seconds" for end in ("low-", "", "high-")]
+    async with live_gateway(simulated()) as house:
+        async with http.post(house.url + CHAT, json=chat()) as first:
+            await first.read()
+        async with http.post(house.url + CHAT, json=chat()) as second:
+            await second.read()
+    assert not set(names) & set(first.headers)  # nothing is known yet of how fast the engine is
+    low, middle, high = (float(second.headers[name]) for name in names)
+    assert 0 <= low <= middle <= high
+
+
+def request_of(name: str) -> Request:
+    return Request(id=name, tenant=Tenant("t"), tier=Tier.STANDARD, model="m", arrived_at=0.0)
+
+
+def test_of_requests_with_one_name_the_later_is_told_of_as_long_as_it_lives() -> None:
+    places = Whereabouts(scheduler_of(), MonotonicClock())
+    with ExitStack() as later:
+        with places.following(request_of("a"), b"name"):
+            later.enter_context(places.following(request_of("b"), b"name"))
+        assert {"status": "running"} == places.find(Tenant("t"), b"name")
+    assert {"status": "done"} == places.find(Tenant("t"), b"name")
+
+
+def test_the_requests_that_ended_first_are_forgotten_first() -> None:
+    places = Whereabouts(scheduler_of(), MonotonicClock())
+    for n in range(MAX_DONE + 1):
+        with places.following(request_of(str(n)), b"%d" % n):
+            pass
+    assert [None, {"status": "done"}] == [places.find(Tenant("t"), name) for name in (b"0", b"1")]
+    assert ({}, MAX_DONE) == (places._alive, len(places._done))

@@ -37,6 +37,7 @@ from driftsched.core.protocols import (
 from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
 from driftsched.core.throughput import Throughput
 from driftsched.core.usual import Usual
+from driftsched.core.waits import Eta, Waits
 
 _logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Scheduler:
         self._backlog = Backlog()
         self._throughput = Throughput()
         self._usual = Usual()
+        self._waits = Waits()
         self._revisions = Revisions(max_reranks)
         self._flights: dict[str, _Flight] = {}
         self._seq = count()
@@ -117,12 +119,21 @@ class Scheduler:
         """When it is worth trying again: once what waits is served, 1 to `MAX_RETRY_AFTER_SECONDS`."""
         return min(max(1.0, self.load.drain_seconds), MAX_RETRY_AFTER_SECONDS)
 
+    def position_of(self, ticket_id: str) -> int | None:
+        """Place of a waiting ticket in order of arrival, from 1; None if it does not wait. O(n)."""
+        return self._waits.position_of(ticket_id)
+
+    def eta_of(self, ticket_id: str, now: float) -> Eta | None:
+        """When a waiting ticket will be dispatched; None if it does not wait, or that cannot be told."""
+        return self._waits.eta_of(ticket_id, now)
+
     async def submit(self, request: Request, now: float) -> Ticket:
         """Admit, predict and place. Raises `RejectedError` if the request may not wait."""
         self._reject_beyond_bounds(request, now)
         request = self._describer.describe(request)
         load = self.load
         ticket = self._place(request, self._estimator.predict(request), load)
+        self._waits.enter(ticket, load, self._backlog.waiting_of(request.tenant))
         self._backlog.enter(ticket)  # before the push: if that suspends, others may submit and dispatch meanwhile
         self._revisions.enter(ticket, load)
         try:
@@ -141,6 +152,7 @@ class Scheduler:
         if ticket is None:
             return None
         self._throughput.observe(now, busy=self._backlog.num_inflight > 0)
+        self._waits.observe(ticket.id, now)
         estimate = self._leave_line(ticket).estimate
         if estimate is not ticket.estimate:  # revised meanwhile: the queue was told of rank and charge only
             ticket = replace(ticket, estimate=estimate)
@@ -220,6 +232,7 @@ class Scheduler:
         """Evict every waiting ticket whose request has expired; the driver tells their clients."""
         expired = await self._queue.reap(now)
         for ticket in expired:
+            self._waits.observe(ticket.id, now)
             self._evict_waiting(ticket, "expired", now)
         return expired
 
@@ -347,6 +360,7 @@ class Scheduler:
     def _leave_line(self, ticket: Ticket) -> Ticket:
         """The ticket waits no longer. Returns it as it last stood."""
         ticket = self._revisions.leave(ticket)
+        self._waits.leave(ticket.id)
         self._backlog.leave(ticket)
         return ticket
 

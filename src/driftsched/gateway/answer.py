@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from driftsched.core.protocols import Chunk
+from driftsched.core.waits import Eta
 from driftsched.gateway.assembly import Assembler, as_stream, is_document
 from driftsched.gateway.dispatcher import Turn
 from driftsched.gateway.errors import ClientStalledError, HttpError
@@ -120,9 +121,20 @@ class Answer:
             *self._story,
             (b"x-driftsched-tier", ticket.request.tier.label.encode()),
             (b"x-driftsched-position", b"%d" % turn.position),
+            *_eta_headers(turn.eta),
             (b"x-driftsched-queue-seconds", b"%.6f" % turn.queue_seconds),
             (b"x-driftsched-predicted-tokens", b"%d" % round(ticket.estimate.completion_tokens)),
         ]
+
+
+def _eta_headers(eta: Eta | None) -> HeaderList:
+    if eta is None:
+        return []
+    return [
+        (b"x-driftsched-eta-seconds", b"%.3f" % eta.seconds),
+        (b"x-driftsched-eta-low-seconds", b"%.3f" % eta.low),
+        (b"x-driftsched-eta-high-seconds", b"%.3f" % eta.high),
+    ]
 
 
 def _without_null_usage(data: bytes) -> bytes:

@@ -29,11 +29,13 @@ from driftsched.gateway.errors import (
     stopping,
 )
 from driftsched.gateway.tenants import effective_tier
+from driftsched.gateway.whereabouts import Whereabouts
 from driftsched.gateway.wire import CHAT, COMPLETIONS, Call, decode_body, read_call
 
 _logger = logging.getLogger(__name__)
 
 MAX_REQUEST_ID_BYTES = 128
+QUEUE = "/v1/queue/"
 
 _FORWARDED = (b"traceparent", b"tracestate")  # what of a client's headers an engine gets to see
 _SESSION = b"x-session-id"
@@ -88,6 +90,7 @@ class Gateway:
         self._catalogue = catalogue
         self._tenants = tenants
         self._clock = clock
+        self._whereabouts = Whereabouts(scheduler, clock)
         self._policy_name = policy_name.encode()
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -140,6 +143,8 @@ class Gateway:
 
     def _route(self, path: str, method: str) -> Callable[[Headers, Receive, Send], Awaitable[None]]:
         methods = self._routes.get(path)
+        if path.startswith(QUEUE):
+            methods = {"GET": lambda h, r, s: self._locate(path.removeprefix(QUEUE), h, r, s)}
         if methods is None:
             raise HttpError(404, f"There is no {path} here.", code="unknown_url")
         if method == "HEAD" and "GET" in methods:
@@ -156,10 +161,11 @@ class Gateway:
         self._tenants.check(headers)  # before a byte of the body is read
         body = await self._read_body(headers, receive)
         call, request = self._understand(endpoint, body, headers)
+        public_id = _request_id(headers, request.id)
         answer = Answer(
             send,
             call,
-            _request_id(headers, request.id),
+            public_id,
             self._policy_name,
             max_stall_seconds=self._max_stall_seconds,
         )
@@ -172,7 +178,8 @@ class Gateway:
         watch = asyncio.get_running_loop().create_task(_until_gone(receive))
         watch.add_done_callback(leave)
         try:
-            await self._serve(request, answer, client_left=watch.done)
+            with self._whereabouts.following(request, public_id):
+                await self._serve(request, answer, client_left=watch.done)
         except asyncio.CancelledError:
             if not watch.done():
                 await answer.fail(stopping(self._scheduler.retry_after_seconds))
@@ -283,6 +290,14 @@ class Gateway:
         models = self._catalogue.models or ()
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "driftsched"} for name in models]
         await respond(send, 200, msgspec.json.encode({"object": "list", "data": data}))
+
+    async def _locate(self, public_id: str, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Raises `HttpError` 404 for whatever is not the caller's own, so that nobody learns what others ask."""
+        tenant = self._tenants.resolve(headers, None)
+        found = self._whereabouts.find(tenant, public_id.encode("utf-8", "surrogatepass"))
+        if found is None:
+            raise HttpError(404, "You have no request of this id here.", code="unknown_request")
+        await respond(send, 200, msgspec.json.encode({"object": "queue.request", "id": public_id, **found}))
 
     async def _alive(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
         await respond(send, 200, b'{"status":"ok"}')

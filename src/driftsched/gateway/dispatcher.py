@@ -30,9 +30,11 @@ class Turn:
     the reading ends.
     """
 
-    def __init__(self, ticket: Ticket, position: int, scheduler: Scheduler, engine: Engine, clock: Clock) -> None:
+    def __init__(self, ticket: Ticket, scheduler: Scheduler, engine: Engine, clock: Clock) -> None:
+        """Made at admission, before anybody else is admitted."""
         self.ticket = ticket
-        self.position = position
+        self.position = scheduler.load.num_waiting
+        self.eta = scheduler.eta_of(ticket.id, ticket.request.arrived_at)
         self.dispatched_at = 0.0
         self.milestone = inf  # see `Scheduler.milestone`
         self.completion_tokens = 0
@@ -91,7 +93,7 @@ class Dispatcher:
         stops. So does a `ClientStalledError` inside the block; any other exception there settles it as failed.
         """
         ticket = await self._scheduler.submit(request, self._clock.now())
-        turn = Turn(ticket, self._scheduler.load.num_waiting, self._scheduler, self._engine, self._clock)
+        turn = Turn(ticket, self._scheduler, self._engine, self._clock)
         try:
             turn.dispatched_at, turn.milestone = await self._called(ticket)
             yield turn
