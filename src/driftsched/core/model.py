@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
+from types import MappingProxyType
 
 
 class Tier(IntEnum):
@@ -194,6 +195,10 @@ class Ticket:
         return self.request.id
 
 
+UNDIVIDED: Mapping[tuple[int, Tier], float] = MappingProxyType({})
+"""One for all, because every waiting ticket keeps its `Load`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """How busy the pool is, as a policy may see it when it ranks a request."""
@@ -208,7 +213,7 @@ class Load:
     """Completion tokens that nine in ten predictions of late stay below; 0 until something was admitted."""
     usual_drain_seconds: float = 0.0
     """Mean `drain_seconds` that the requests admitted lately found; 0 until something finished."""
-    waiting_by_band_and_tier: Mapping[tuple[int, Tier], float] = field(default_factory=dict)
+    waiting_by_band_and_tier: Mapping[tuple[int, Tier], float] = field(default_factory=lambda: UNDIVIDED)
     """`waiting_tokens` divided up; empty unless the policy triages."""
 
     @property

@@ -23,7 +23,7 @@ from driftsched.core.events import (
     Rejected,
     Reranked,
 )
-from driftsched.core.model import Estimate, Load, Request, Ticket, Tier, Usage
+from driftsched.core.model import UNDIVIDED, Estimate, Load, Request, Ticket, Tier, Usage
 from driftsched.core.protocols import (
     Describer,
     Estimator,
@@ -111,7 +111,7 @@ class Scheduler:
             tokens_per_second=self._throughput.tokens_per_second,
             long_tokens=self._usual.long_tokens,
             usual_drain_seconds=self._usual.drain_seconds,
-            waiting_by_band_and_tier=self._backlog.tokens_by_band_and_tier() if self._triage else {},
+            waiting_by_band_and_tier=self._backlog.tokens_by_band_and_tier() if self._triage else UNDIVIDED,
         )
 
     @property
