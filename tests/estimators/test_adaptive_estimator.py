@@ -1,4 +1,10 @@
-"""The default estimator: what it learns, from whom, how sure it is, and what it does not let happen."""
+"""The default estimator: what it learns, from whom, how sure it is, and what it does not let happen.
+
+Faults planted in it by hand that are caught here: bounds that say nothing are learnt; a bound raises the guess
+without end; all answers in a row teach; distance from the tenant's own kind; words of those learnt apart shared; no
+limit on figures; no correction of q80; q80 below q50; the kind's level stays behind at an alarm; the shift told as a
+logarithm; negative counts learnt; nobody learnt apart.
+"""
 
 import json
 from collections import deque
@@ -291,6 +297,17 @@ def test_steady_lengths_seldom_raise_the_alarm(sigma: float) -> None:
     assert len([factor for factor in told if factor is not None]) < 3000 / 500
 
 
+def test_a_shift_reaches_tenants_that_come_later_at_once() -> None:
+    rng, estimator, newcomer = Random(1), Adaptive(), request_of("technical", tenant="new", prompt_tokens=20)
+    for _ in played(estimator, mixed(rng, 1200, 0.25, lambda *_: 1.0), late=0):
+        pass
+    before = estimator.predict(newcomer).q50
+    for request, length in mixed(rng, 240, 0.25, lambda _, category: 1.6 if category == "technical" else 1.0):
+        if answer(estimator, request, length):
+            break
+    assert estimator.predict(newcomer).q50 > 1.35 * before
+
+
 # Doubt
 
 
@@ -307,6 +324,18 @@ def test_promises_hold_over_any_thousand_requests_also_through_a_shift(shift: fl
         hits = [pair[place] for pair in within[500:]]
         shares = [fmean(hits[i : i + 1000]) for i in range(0, len(hits) - 999, 25)]
         assert target - 0.03 <= min(shares) <= max(shares) <= target + 0.03
+
+
+def test_promises_that_proved_too_long_are_cut_down_to_the_median_at_most() -> None:
+    told, promised = [], Adaptive().predict(request_of())
+    for estimate in (None, promised):
+        rng, estimator = Random(1), Adaptive()
+        for _ in range(400):
+            estimator.learn(request_of(), Usage(9, lognormal(rng, 100, 0.4)), finished=True, estimate=estimate)
+        told.append(estimator.predict(request_of()))
+    usual, cut = told
+    assert cut.q80 < 0.9 * usual.q80
+    assert cut.q50 <= cut.q80 <= cut.q90
 
 
 def test_what_is_left_of_an_answer_falls_while_it_runs_and_grows_when_it_outlives_all() -> None:
