@@ -2,8 +2,8 @@
 
 Faults planted in it by hand that are caught here: bounds that say nothing are learnt; a bound raises the guess
 without end; all answers in a row teach; distance from the tenant's own kind; words of those learnt apart shared; no
-limit on figures; no correction of q80; q80 below q50; the kind's level stays behind at an alarm; the shift told as a
-logarithm; negative counts learnt; nobody learnt apart.
+limit on figures; no correction of q80; q80 below q50; the kind's level stays behind at an alarm; the shift told as
+a logarithm; negative counts learnt; nobody learnt apart.
 """
 
 import json
