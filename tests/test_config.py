@@ -144,6 +144,8 @@ def limits(**values: Any) -> dict[str, Any]:
         (limits(max_waiting=0), "limits.max_waiting:"),
         (limits(max_waiting_per_tenant=-1), "limits.max_waiting_per_tenant"),
         (limits(max_waiting_bytes=0), "limits.max_waiting_bytes"),
+        (limits(max_waiting_tokens=0), "limits.max_waiting_tokens:"),
+        (limits(max_waiting_tokens_per_tenant=-5), "limits.max_waiting_tokens_per_tenant: .*-5"),
         (limits(max_queue_seconds=NAN), "limits.max_queue_seconds"),
         (limits(max_stall_seconds=0), "limits.max_stall_seconds"),
         (limits(max_reranks=-1), "limits.max_reranks: .*-1"),

@@ -64,8 +64,13 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting: int = 10_000
     max_waiting_per_tenant: int = 10_000
     max_waiting_bytes: int = 1 << 30
+    max_waiting_tokens: int | None = None
+    """Predicted completion tokens of all that waits; None: bounded by the number of requests only."""
+    max_waiting_tokens_per_tenant: int | None = None
     max_queue_seconds: float = 600.0
     """A request that waited so long is sent away with 429."""
+    reject_unattainable: bool = True
+    """Send a request away at once if it is all but certain to be sent away later."""
     max_wait_seconds: MaxWaitSettings = MaxWaitSettings()
     max_reranks: int = MAX_RERANKS
     """Waiting requests predicted and placed anew at each end of a request; 0: they keep the place of admission."""
@@ -75,7 +80,13 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """On SIGTERM, how long requests already admitted may take to finish."""
 
     def bounds(self) -> Bounds:
-        return Bounds(self.max_waiting, self.max_waiting_per_tenant, self.max_waiting_bytes)
+        return Bounds(
+            self.max_waiting,
+            self.max_waiting_per_tenant,
+            self.max_waiting_bytes,
+            inf if self.max_waiting_tokens is None else self.max_waiting_tokens,
+            inf if self.max_waiting_tokens_per_tenant is None else self.max_waiting_tokens_per_tenant,
+        )
 
 
 class JournalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -224,11 +235,14 @@ def _check_limits(limits: LimitSettings) -> None:
         "max_waiting",
         "max_waiting_per_tenant",
         "max_waiting_bytes",
+        "max_waiting_tokens",
+        "max_waiting_tokens_per_tenant",
         "max_queue_seconds",
         "max_stall_seconds",
     ):
-        if not getattr(limits, name) > 0:
-            raise ConfigError(f"limits.{name}: must be greater than 0, not {getattr(limits, name)}")
+        value = getattr(limits, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"limits.{name}: must be greater than 0, not {value}")
     if limits.max_reranks < 0:
         raise ConfigError(f"limits.max_reranks: must be 0 or more, not {limits.max_reranks}")
     if not 0 <= limits.drain_seconds < inf:

@@ -76,6 +76,7 @@ def build_gateway(
         bounds=settings.limits.bounds(),
         max_wait_seconds=settings.max_wait_by_tier(),
         max_reranks=settings.limits.max_reranks,
+        rejects_unattainable=settings.limits.reject_unattainable,
         listeners=(metrics, log_drift, *([journal] if journal else ()), *listeners),
     )
     metrics.watch(

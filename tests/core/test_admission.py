@@ -32,13 +32,17 @@ def test_an_empty_backlog_takes_a_request() -> None:
         (Bounds(max_waiting_per_tenant=3), None),
         (Bounds(max_waiting_bytes=299), "queue_bytes_full"),
         (Bounds(max_waiting_bytes=300), None),
+        (Bounds(max_waiting_tokens=70), "queue_tokens_full"),
+        (Bounds(max_waiting_tokens=71), None),
+        (Bounds(max_waiting_tokens_per_tenant=70), "tenant_tokens_full"),
+        (Bounds(max_waiting_tokens_per_tenant=71), None),
         (Bounds(max_waiting=2, max_waiting_per_tenant=2, max_waiting_bytes=0), "queue_full"),
     ],
 )
 def test_a_request_beyond_a_bound_is_told_which(bounds: Bounds, reason: str | None) -> None:
     backlog = Backlog()
-    backlog.enter(ticket_of("a", payload_bytes=100))
-    backlog.enter(ticket_of("b", payload_bytes=100))
+    backlog.enter(ticket_of("a", payload_bytes=100, tokens=30))
+    backlog.enter(ticket_of("b", payload_bytes=100, tokens=40))
     assert reason == backlog.exceeds(bounds, request_at(tenant=Tenant("t"), payload_bytes=100))
 
 
@@ -47,6 +51,18 @@ def test_a_tenant_that_fills_its_own_bound_keeps_nobody_else_out() -> None:
     backlog.enter(ticket_of("a", tenant="flood"))
     assert "tenant_queue_full" == backlog.exceeds(bounds, request_at(tenant=Tenant("flood")))
     assert backlog.exceeds(bounds, request_at(tenant=Tenant("light"))) is None
+
+
+def test_a_tenants_tokens_are_what_is_predicted_for_it_now_and_nobody_elses() -> None:
+    backlog, bounds = Backlog(), Bounds(max_waiting_tokens_per_tenant=50)
+    short, long = ticket_of("a", tenant="flood", tokens=10), ticket_of("a", tenant="flood", tokens=60)
+    backlog.enter(short)
+    flood, light = (request_at(tenant=Tenant(name)) for name in ("flood", "light"))
+    assert backlog.exceeds(bounds, flood) is None
+    backlog.revise(short, long)
+    assert ("tenant_tokens_full", None) == (backlog.exceeds(bounds, flood), backlog.exceeds(bounds, light))
+    backlog.leave(long)
+    assert (None, 0.0) == (backlog.exceeds(bounds, flood), backlog.waiting_tokens_of(Tenant("flood")))
 
 
 def test_who_leaves_makes_room() -> None:

@@ -488,6 +488,47 @@ def test_a_rejected_client_is_told_to_come_back_when_the_backlog_has_drained(
     assert pytest.approx(seconds, rel=0.02) == caught.value.retry_after_seconds == scheduler.retry_after_seconds
 
 
+def with_a_line(*, rejects_unattainable: bool, events: list[Event]) -> Scheduler:
+    """40 tokens are served a second; whoever comes to the line of 10 at instant 100 waits for about 10 seconds."""
+    scheduler = scheduler_of(rejects_unattainable=rejects_unattainable, listeners=[events.append])
+    for n in range(100):
+        step(scheduler.submit(request_at(float(n), f"run{n}"), float(n)))
+        if n >= 10:
+            step(scheduler.finish(f"run{n - 10}", Usage(10, 40), "stop", float(n)))
+        step(scheduler.dispatch(float(n)))
+    events.clear()
+    return scheduler
+
+
+@pytest.mark.parametrize("rejects_unattainable", [False, True])
+def test_a_request_that_would_expire_before_its_turn_is_rejected_at_once_if_wanted(
+    rejects_unattainable: bool,
+) -> None:
+    events: list[Event] = []
+    scheduler = with_a_line(rejects_unattainable=rejects_unattainable, events=events)
+    before = scheduler.load
+    step(scheduler.submit(request_at(100.0, "patient", expires_at=160.0), 100.0))
+    if not rejects_unattainable:
+        step(scheduler.submit(request_at(100.0, "hasty", expires_at=103.0), 100.0))
+        assert [Admitted, Admitted] == [type(event) for event in events]
+        return
+    with pytest.raises(RejectedError, match="longer than it may") as caught:
+        step(scheduler.submit(request_at(100.0, "hasty", expires_at=103.0), 100.0))
+    assert "deadline_unattainable" == caught.value.reason
+    assert 1.0 <= (caught.value.retry_after_seconds or 0.0) <= 7.0
+    assert [Admitted, Rejected] == [type(event) for event in events]
+    assert before.num_waiting + 1 == scheduler.load.num_waiting
+
+
+def test_who_would_be_rejected_again_after_the_longest_wait_is_told_not_to_retry() -> None:
+    scheduler = with_a_line(rejects_unattainable=True, events=[])
+    for n in range(1000):
+        step(scheduler.submit(request_at(100.0, f"more{n}"), 100.0))
+    with pytest.raises(RejectedError, match="Do not retry") as caught:
+        step(scheduler.submit(request_at(100.0, "hasty", expires_at=103.0), 100.0))
+    assert caught.value.retry_after_seconds is None
+
+
 def test_a_closed_scheduler_rejects_what_comes_and_serves_what_it_admitted() -> None:
     scheduler = scheduler_of()
     step(scheduler.submit(request_at(0.0, "a"), 0.0))

@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from math import inf
 from random import Random
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from driftsched.core.events import Admitted, Dispatched, Event
 from driftsched.core.model import Estimate, Load, Ticket, Tier, Usage
 from driftsched.core.scheduler import Scheduler
-from driftsched.core.waits import MEMORY, MIN_WAITS, Eta, Waits
+from driftsched.core.waits import MEMORY, MIN_WAITS, PROBE, Eta, Waits
 from driftsched.engines.model import BatchModel
 from driftsched.engines.presets import HARDWARE
 from driftsched.sim.driver import simulate
@@ -132,6 +133,25 @@ def test_one_that_waited_longer_than_any_before_it_has_an_open_end() -> None:
     waits = waits_after([8.0] * 50)
     waits.enter(ticket_of("a"), BUSY, 0)
     assert Eta(10.0, low=0.0, high=60.0) == waits.eta_of("a", 40.0)
+
+
+def test_a_wait_is_too_long_by_what_its_low_end_is_beyond_the_time_left() -> None:
+    waits = waits_after([9.0] * MIN_WAITS)
+    assert [5.0, 0.0, 0.0] == pytest.approx([waits.too_long(ticket_of("a"), BUSY, 0, left) for left in (4, 9, inf)])
+
+
+def test_nothing_is_too_long_where_nothing_is_known_or_nobody_waits() -> None:
+    unknown = Load(num_waiting=3, num_inflight=1, waiting_tokens=500.0, tokens_per_second=0.0)
+    assert 0.0 == waits_after([9.0] * MIN_WAITS).too_long(ticket_of("a"), unknown, 0, 1.0)
+    assert 0.0 == waits_after([9.0] * MIN_WAITS, load=IDLE).too_long(ticket_of("a"), IDLE, 0, 1.0)
+    assert 0.0 == Waits().too_long(ticket_of("a"), BUSY, 0, 1.0)
+
+
+def test_one_in_twenty_is_let_in_to_see_whether_it_is_still_so() -> None:
+    waits = waits_after([9.0] * MIN_WAITS)
+    let_in = [waits.too_long(ticket_of("a"), BUSY, 0, 1.0) == 0 for _ in range(3 * PROBE)]
+    assert 3 == sum(let_in)
+    assert not let_in[0]
 
 
 def test_the_position_is_that_among_those_that_still_wait() -> None:

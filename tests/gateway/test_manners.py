@@ -118,6 +118,71 @@ async def test_an_engine_that_broke_says_nothing_of_coming_back(http: aiohttp.Cl
         assert "retry-after" not in response.headers
 
 
+async def test_a_line_of_too_many_tokens_takes_nobody_else_in() -> None:
+    async with (
+        full_house(max_waiting_tokens=1) as (house, _),
+        aiohttp.ClientSession(house.url) as http,
+        http.post(CHAT, json=chat()) as response,
+    ):
+        assert (429, "queue_tokens_full") == (response.status, response.headers["x-driftsched-reason"])
+
+
+async def test_a_tenant_with_too_many_tokens_waiting_keeps_nobody_else_out() -> None:
+    async with (
+        full_house(max_waiting_tokens_per_tenant=1) as (house, served),
+        aiohttp.ClientSession(house.url) as http,
+    ):
+        async with http.post(CHAT, json=chat()) as response:
+            assert (429, "tenant_tokens_full") == (response.status, response.headers["x-driftsched-reason"])
+        other = asyncio.create_task(status_of(http, user="other"))
+        await until(lambda: len(house.of(Admitted)) == 3)
+        await served()
+        assert 200 == await other
+
+
+async def test_a_client_is_not_kept_waiting_for_longer_than_it_said(http: aiohttp.ClientSession) -> None:
+    async with full_house() as (house, _):
+        hasty = {"x-driftsched-max-queue-seconds": "0.05"}
+        async with http.post(house.url + CHAT, json=chat(), headers=hasty) as response:
+            assert (429, "queue_timeout") == (response.status, response.headers["x-driftsched-reason"])
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-1", "nan", ""])
+async def test_a_patience_that_makes_no_sense_is_refused(http: aiohttp.ClientSession, said: str) -> None:
+    headers = {"x-driftsched-max-queue-seconds": said}
+    async with (
+        live_gateway(simulated()) as house,
+        http.post(house.url + CHAT, json=chat(), headers=headers) as response,
+    ):
+        error = (await response.json())["error"]
+    assert (400, "invalid_value", "x-driftsched-max-queue-seconds") == (
+        response.status,
+        error["code"],
+        error["param"],
+    )
+
+
+@pytest.mark.parametrize(("wanted", "reason"), [(True, "deadline_unattainable"), (False, "queue_timeout")])
+async def test_a_request_that_cannot_be_served_in_time_is_refused_at_once_if_wanted(
+    http: aiohttp.ClientSession, wanted: bool, reason: str
+) -> None:
+    engine = simulated(slots=1)
+    settings = Settings(limits=LimitSettings(reject_unattainable=wanted))
+    async with live_gateway(engine, slots=1, settings=settings) as house, aiohttp.ClientSession(house.url) as line:
+        assert 200 == await status_of(line)  # how fast the engine is
+        assert [200] * 40 == await asyncio.gather(*(status_of(line) for _ in range(40)))  # how long waits are
+        engine.hold()
+        calls = [asyncio.create_task(status_of(line)) for _ in range(20)]
+        await until(lambda: len(house.of(Admitted)) == 61)
+        hasty = {"x-driftsched-max-queue-seconds": "0.0001"}
+        async with http.post(house.url + CHAT, json=chat(), headers=hasty) as response:
+            await response.read()
+        engine.resume()
+        assert [200] * 20 == await asyncio.gather(*calls)
+    headers = response.headers
+    assert (429, reason, "1") == (response.status, headers["x-driftsched-reason"], headers["retry-after"])
+
+
 # Where a request is
 
 

@@ -119,6 +119,7 @@ def scheduler_of(
     bounds: Bounds | None = None,
     max_wait_seconds: dict[Tier, float] | None = None,
     max_reranks: int = MAX_RERANKS,
+    rejects_unattainable: bool = False,
     listeners: Iterable[Callable[[Event], None]] = (),
 ) -> Scheduler:
     """A scheduler over a memory queue, for requests that are described already."""
@@ -130,6 +131,7 @@ def scheduler_of(
         bounds=bounds,
         max_wait_seconds=max_wait_seconds,
         max_reranks=max_reranks,
+        rejects_unattainable=rejects_unattainable,
         listeners=listeners,
     )
 

@@ -1,7 +1,7 @@
 """Bounds on what may wait, checked before any work is spent on a request."""
 
-from collections import Counter
 from dataclasses import dataclass
+from math import inf
 
 from driftsched.core.model import Request, Tenant, Ticket, Tier
 
@@ -16,6 +16,11 @@ class Bounds:
     """Requests of one tenant."""
     max_waiting_bytes: int = 1 << 30
     """Payload bytes."""
+    max_waiting_tokens: float = inf
+    """Predicted completion tokens. Nothing is predicted before the bounds are checked: a request is rejected once
+    so many wait, and the last one admitted may go beyond."""
+    max_waiting_tokens_per_tenant: float = inf
+    """The same of one tenant."""
 
     def admits(self, request: Request) -> bool:
         """Whether there is room for `request` while nothing else waits: else no retry will ever help it."""
@@ -30,12 +35,18 @@ class Backlog:
         self.num_inflight = 0
         self.waiting_bytes = 0
         self.waiting_tokens = 0.0  # predicted completion tokens
-        self._by_tenant: Counter[str] = Counter()  # holds only tenants that wait
+        self._by_tenant: dict[str, _Waiting] = {}  # holds only tenants that wait
         self._by_band_and_tier: dict[tuple[int, Tier], _Waiting] = {}  # only of those that wait
 
     def waiting_of(self, tenant: Tenant) -> int:
         """Requests of one tenant that wait."""
-        return self._by_tenant.get(tenant.id, 0)
+        waiting = self._by_tenant.get(tenant.id)
+        return waiting.number if waiting else 0
+
+    def waiting_tokens_of(self, tenant: Tenant) -> float:
+        """Predicted completion tokens of one tenant's requests that wait."""
+        waiting = self._by_tenant.get(tenant.id)
+        return waiting.tokens if waiting else 0.0
 
     def tokens_by_band_and_tier(self) -> dict[tuple[int, Tier], float]:
         """`waiting_tokens`, divided up."""
@@ -46,7 +57,7 @@ class Backlog:
         self.num_waiting += 1
         self.waiting_bytes += ticket.request.payload_bytes
         self.waiting_tokens += ticket.estimate.expected_tokens
-        self._by_tenant[ticket.request.tenant.id] += 1
+        self._by_tenant.setdefault(ticket.request.tenant.id, _Waiting()).add(1, ticket.estimate.expected_tokens)
         self._by_band_and_tier.setdefault(_place(ticket), _Waiting()).add(1, ticket.estimate.expected_tokens)
 
     def leave(self, ticket: Ticket) -> None:
@@ -57,8 +68,8 @@ class Backlog:
         rest = self.waiting_tokens - ticket.estimate.expected_tokens
         self.waiting_tokens = max(0.0, rest) if self.num_waiting else 0.0
         tenant = ticket.request.tenant.id
-        self._by_tenant[tenant] -= 1
-        if self._by_tenant[tenant] == 0:
+        self._by_tenant[tenant].add(-1, -ticket.estimate.expected_tokens)
+        if self._by_tenant[tenant].number == 0:
             del self._by_tenant[tenant]
         self._by_band_and_tier[_place(ticket)].add(-1, -ticket.estimate.expected_tokens)
         if self._by_band_and_tier[_place(ticket)].number == 0:
@@ -68,6 +79,7 @@ class Backlog:
         """The ticket still waits, with another estimate."""
         change = after.estimate.expected_tokens - before.estimate.expected_tokens
         self.waiting_tokens = max(0.0, self.waiting_tokens + change)
+        self._by_tenant[before.request.tenant.id].add(0, change)
         self._by_band_and_tier[_place(before)].add(0, change)
 
     def exceeds(self, bounds: Bounds, request: Request) -> str | None:
@@ -78,11 +90,15 @@ class Backlog:
             return "tenant_queue_full"
         if self.waiting_bytes + request.payload_bytes > bounds.max_waiting_bytes:
             return "queue_bytes_full"
+        if self.waiting_tokens >= bounds.max_waiting_tokens:
+            return "queue_tokens_full"
+        if self.waiting_tokens_of(request.tenant) >= bounds.max_waiting_tokens_per_tenant:
+            return "tenant_tokens_full"
         return None
 
 
 class _Waiting:
-    """The tickets of one band and tier."""
+    """The tickets of one tenant, or of one band and tier."""
 
     __slots__ = ("number", "tokens")
 

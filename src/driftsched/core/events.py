@@ -28,7 +28,8 @@ class Rejected:
     at: float
     request: Request
     reason: str
-    """`queue_full`, `tenant_queue_full`, `queue_bytes_full` or `shutting_down`."""
+    """`queue_full`, `tenant_queue_full`, `queue_bytes_full`, `queue_tokens_full`, `tenant_tokens_full`,
+    `deadline_unattainable` (it would expire before its turn) or `shutting_down`."""
     retry_after_seconds: float | None
     """When it is worth trying again; None if never."""
 

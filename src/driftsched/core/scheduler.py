@@ -75,12 +75,15 @@ class Scheduler:
         bounds: Bounds | None = None,
         max_wait_seconds: Mapping[Tier, float] | None = None,
         max_reranks: int = MAX_RERANKS,
+        rejects_unattainable: bool = False,
         listeners: Iterable[Listener] = (),
     ) -> None:
         """`max_wait_seconds`, by tier: a ticket that waited so long is served next, whatever the policy says.
 
         `max_reranks`: waiting tickets predicted and placed anew at each settlement, when feedback has moved what is
         predicted for their like; 0 leaves every ticket as it was at admission.
+
+        `rejects_unattainable`: reject a request at once if nine of ten like it would still wait when it expires.
         """
         self._policy = policy
         self._lead = policy.lead if isinstance(policy, Lenient) else 0.0
@@ -99,6 +102,7 @@ class Scheduler:
         self._revisions = Revisions(max_reranks)
         self._flights: dict[str, _Flight] = {}
         self._seq = count()
+        self._rejects_unattainable = rejects_unattainable
         self._open = True
 
     @property
@@ -133,6 +137,8 @@ class Scheduler:
         request = self._describer.describe(request)
         load = self.load
         ticket = self._place(request, self._estimator.predict(request), load)
+        if self._rejects_unattainable:
+            self._reject_unattainable(ticket, load, now)
         self._waits.enter(ticket, load, self._backlog.waiting_of(request.tenant))
         self._backlog.enter(ticket)  # before the push: if that suspends, others may submit and dispatch meanwhile
         self._revisions.enter(ticket, load)
@@ -245,6 +251,16 @@ class Scheduler:
         if reason is None:
             return
         self._reject(request, reason, self.retry_after_seconds if self._bounds.admits(request) else None, now)
+
+    def _reject_unattainable(self, ticket: Ticket, load: Load, now: float) -> None:
+        request = ticket.request
+        left = request.expires_at - now
+        too_long = self._waits.too_long(ticket, load, self._backlog.waiting_of(request.tenant), left)
+        if too_long == 0:
+            return
+        # so long the line must drain before there is a point in coming back
+        retry_after = max(1.0, too_long) if too_long <= MAX_RETRY_AFTER_SECONDS else None
+        self._reject(request, "deadline_unattainable", retry_after, now)
 
     def _reject(self, request: Request, reason: str, retry_after_seconds: float | None, now: float) -> NoReturn:
         self._tell(Rejected(now, request, reason, retry_after_seconds))
@@ -384,5 +400,8 @@ _REJECTIONS = {
     "queue_full": "The queue is full.",
     "tenant_queue_full": "Too many of your requests are waiting already.",
     "queue_bytes_full": "The memory set aside for requests that wait has no room for it.",
+    "queue_tokens_full": "The queue is full.",
+    "tenant_tokens_full": "Too much work of yours is waiting already.",
+    "deadline_unattainable": "The request would wait for longer than it may.",
     "shutting_down": "The server is shutting down.",
 }

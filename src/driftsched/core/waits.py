@@ -15,7 +15,7 @@ Gibbs and Candes, arXiv 2106.00170.
 from bisect import bisect_right, insort
 from collections import deque
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, inf, log
 
 from driftsched.core.model import Load, Ticket, Tier
 
@@ -29,6 +29,8 @@ STEP = 0.1
 """What one broken promise adds to the logarithm of how far an end is moved, times `HIGH`."""
 MAX_MOVE = log(10)
 """Further out an end tells nothing."""
+PROBE = 20
+"""One in so many requests whose deadline is out of reach is let in."""
 SHORT, MEDIUM = 1 / 8, 1 / 3
 """Lengths that are worlds apart, as shares of a long one: see `Load.long_tokens`."""
 
@@ -53,6 +55,7 @@ class Waits:
     def __init__(self) -> None:
         self._waiting: dict[str, _Waiting] = {}  # in order of admission
         self._by_kind: dict[tuple[object, ...], _Factors] = {}  # and by the beginnings of kinds; a few dozen
+        self._num_too_long = 0
         self._low_move = self._high_move = 0.0  # logarithms of how far the ends are moved apart
 
     def forecast(self, ticket: Ticket, load: Load, num_of_tenant: int) -> Eta | None:
@@ -62,6 +65,20 @@ class Waits:
         """
         waiting = self._found(ticket, load, num_of_tenant)
         return self._remaining(waiting, 0.0) if waiting.drain_seconds > 0 else None
+
+    def too_long(self, ticket: Ticket, load: Load, num_of_tenant: int, left: float) -> float:
+        """By how many seconds even the low end of its forecast is longer than the `left` ones; 0 to let it wait.
+
+        Who finds nobody waiting may wait, and so may one in `PROBE` of those that should not: what is never
+        admitted teaches nothing, and a forecast that has become wrong would stand for ever.
+        """
+        if left == inf or load.num_waiting == 0:
+            return 0.0
+        eta = self.forecast(ticket, load, num_of_tenant)
+        if eta is None or eta.low <= left:
+            return 0.0
+        self._num_too_long += 1
+        return 0.0 if self._num_too_long % PROBE == 0 else eta.low - left
 
     def enter(self, ticket: Ticket, load: Load, num_of_tenant: int) -> None:
         """The ticket starts to wait; `load` and `num_of_tenant` are without it."""
@@ -126,7 +143,7 @@ class Waits:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
     """A waiting ticket, and what it found."""
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from itertools import count
+from math import nan
 from secrets import token_hex
 from typing import Protocol
 
@@ -39,6 +40,7 @@ QUEUE = "/v1/queue/"
 
 _FORWARDED = (b"traceparent", b"tracestate")  # what of a client's headers an engine gets to see
 _SESSION = b"x-session-id"
+_MAX_QUEUE_SECONDS = b"x-driftsched-max-queue-seconds"
 _CLOSE = (("connection", "close"),)  # the rest of the body is not worth reading
 
 
@@ -240,7 +242,7 @@ class Gateway:
             prompt_bytes=call.prompt_bytes,
             max_tokens=call.max_tokens,
             traits=call.traits,
-            expires_at=now + self._max_queue_seconds,
+            expires_at=now + min(self._max_queue_seconds, _patience(headers)),
             payload=Payload(
                 endpoint, body, call.stream, call.wants_usage, (*forwarded, ("x-request-id", request_id))
             ),
@@ -317,6 +319,21 @@ def _request_id(headers: Headers, otherwise: str) -> bytes:
     theirs = headers.get(b"x-request-id", b"")
     fit = 0 < len(theirs) <= MAX_REQUEST_ID_BYTES and theirs.isascii() and theirs.decode().isprintable()
     return theirs if fit else otherwise.encode()
+
+
+def _patience(headers: Headers) -> float:
+    """Seconds that the client wants to wait for its turn; infinite if it does not say. Raises `HttpError` 400."""
+    said = headers.get(_MAX_QUEUE_SECONDS, b"inf").decode("latin-1")
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = nan
+    if not seconds > 0:
+        name = _MAX_QUEUE_SECONDS.decode()
+        raise HttpError(
+            400, f"{name}: not a number of seconds above 0: {said!r}.", param=name, code="invalid_value"
+        )
+    return seconds
 
 
 async def _until_gone(receive: Receive) -> None:
