@@ -15,6 +15,7 @@ from driftsched.estimators.memory import KEPT, START_GATE, FamilyNode, KindNode,
 from driftsched.estimators.nodes import Level, Window
 from driftsched.estimators.pretrained import load
 from driftsched.estimators.quantiles import TARGETS, Profile
+from driftsched.estimators.recent import Recent
 from driftsched.estimators.text import Reading, read
 
 Vector = npt.NDArray[np.float64]
@@ -45,6 +46,8 @@ MIN_PASSED: Final = 0.25
 """Share of answers that a lower bound must exceed to teach lengths: shorter ones say little, and often."""
 MAX_SWING: Final = 4.0
 """No answer tells candidates of the gate further apart than so many times the mean error of the best."""
+MAX_OUTLIVED: Final = 4_096
+"""Answers in flight of which it is remembered that doubt and drift have heard of them."""
 MAX_BEYOND: Final = log(2)
 """A lower bound raises predictions to twice itself at most."""
 GATE_MEMORY: Final = 0.99
@@ -93,6 +96,7 @@ class Adaptive:
         self._max_tenants = max_tenants
         self._memory = Memory(max_tenants)
         self._scorer = load(pretrained) if pretrained else None
+        self._outlived: Recent[str, bool] = Recent(lambda: True, MAX_OUTLIVED)
 
     def predict(self, request: Request) -> Estimate:
         """The point is the median; no figure exceeds `max_tokens`."""
@@ -122,6 +126,37 @@ class Adaptive:
             estimate = self.predict(request)
         assert isinstance(estimate.basis, _Basis)  # noqa: S101 - it is one of our own
         return self._learn(request, estimate.basis, log(max(usage.completion_tokens, 1)), finished=finished)
+
+    def outlive(self, request: Request, estimate: Estimate, produced: int) -> float | None:
+        """Doubt and drift are told now and not again at the end; means and models learn at the end alone.
+
+        Of a tenant's answers in a row only the first is told now, unless most of the model's answers are its own.
+
+        To the detector it counts as the median of the answers that are longer: as the bound itself, the long would
+        never weigh against the short, and it would hear less than without.
+        """
+        basis = estimate.basis
+        if not isinstance(basis, _Basis) or not 0 < produced <= MAX_LENGTH:
+            return None
+        memory, keys = self._memory, basis.keys
+        length = log(produced)
+        forecast = self._forecast(request, basis.reading, keys)
+        tenant = memory.tenants.write(keys.tenant)
+        family = memory.families.write((request.model, tenant.outlying))
+        kind = memory.kinds.write((request.model, tenant.outlying, request.category))
+        is_most = 2 * tenant.num_learnt >= family.num_learnt
+        if family.speaker == _speaker(keys) and not is_most:
+            return None  # it is told at its end: what never ends must not be heard again and again
+        family.hears(_speaker(keys))
+        self._outlived.write(request.id)
+        longer = [float(length > quantile) for quantile in basis.promised]
+        kind.covered.observe(1 - longer[0], 200)
+        family.conformal.learn(longer)
+        if tenant.outlying:
+            return None
+        off = _stands_for(family, forecast, length) - forecast.point
+        plausible = forecast.point + (off if is_most else _clip(off, MAX_SURPRISE))
+        return _alarm(kind, forecast, plausible, who=family.speaker, is_most=is_most)
 
     def bias(self, request: Request) -> float:
         kind = self._memory.kinds.read((request.model, False, request.category))
@@ -251,6 +286,7 @@ class Adaptive:
 
     def _learn(self, request: Request, basis: "_Basis", length: float, *, finished: bool) -> float | None:
         memory, keys = self._memory, basis.keys
+        is_told = self._outlived.pop(request.id) is not None
         tenant = memory.tenants.write(keys.tenant)
         away = self._set_apart(request, tenant, length, finished=finished)
         forecast = self._forecast(request, basis.reading, keys)
@@ -261,18 +297,17 @@ class Adaptive:
         residual = _clip((length - forecast.point) / forecast.spread, 8.0)
 
         is_most = 2 * tenant.num_learnt >= family.num_learnt
-        is_heard = family.hears(crc32(keys.tenant[1].encode("utf-8", "replace"))) or is_most
-        chances = _chances(family.profile, basis.promised, length, residual, finished=finished)
-        kind.covered.observe(1 - chances[0], 200)
-        if is_heard:
-            family.conformal.learn(chances)
+        is_heard = family.hears(_speaker(keys)) or is_most
+        if not is_told:
+            chances = _chances(family.profile, basis.promised, length, residual, finished=finished)
+            kind.covered.observe(1 - chances[0], 200)
+            if is_heard:
+                family.conformal.learn(chances)
         if not finished:
             # many bounds that say nothing, each counted as its own guess, would carry the guess away
             if family.profile.share_below(residual) < MIN_PASSED:
                 return None
-            beyond = forecast.point + forecast.spread * family.profile.expected_beyond(residual)
-            # where nearly all is cut at one limit, nothing else would keep the guess from growing
-            length = min(beyond, max(forecast.point, length + MAX_BEYOND))
+            length = _stands_for(family, forecast, length)
         if is_heard:
             family.profile.learn(residual, finished=finished)
         off = length - forecast.point
@@ -289,7 +324,9 @@ class Adaptive:
             family.distance.observe(away * away, 400)
             self._learn_shared(basis, forecast, family, kind, plausible, outlying=tenant.outlying)
             if not tenant.outlying:  # the others have little in common, so they do not drift together either
-                shift = _watch(kind, forecast, plausible, who=family.speaker, is_most=is_most)
+                _follow(kind, plausible - forecast.blend)
+                if not is_told:
+                    shift = _alarm(kind, forecast, plausible, who=family.speaker, is_most=is_most)
         self._learn_own(basis, forecast, own, length)
         tenant.apart.observe(length - forecast.of_kind, 50)
         return shift
@@ -437,21 +474,36 @@ def _pending_shift(kind: KindNode, own: OwnNode) -> float:
     return kind.shift * max(0.0, 1 - taken_up) * exp(-kind.since_drift / DRIFT_MEMORY)
 
 
-def _watch(kind: KindNode, forecast: _Forecast, length: float, *, who: int, is_most: bool) -> float | None:
-    """Follow the bias of model and category; the factor of the shift if this answer raised the alarm."""
+def _speaker(keys: _Keys) -> int:
+    """Checksum of the tenant."""
+    return crc32(keys.tenant[1].encode("utf-8", "replace"))
+
+
+def _stands_for(family: FamilyNode, forecast: _Forecast, length: float) -> float:
+    """The median of the answers longer than a lower bound, by what is known of their scatter."""
+    residual = _clip((length - forecast.point) / forecast.spread, 8.0)
+    beyond = forecast.point + forecast.spread * family.profile.expected_beyond(residual)
+    # where nearly all is cut at one limit, nothing else would keep the guess from growing
+    return min(beyond, max(forecast.point, length + MAX_BEYOND))
+
+
+def _follow(kind: KindNode, left: float) -> None:
+    """Move the bias of model and category towards what an answer that ended left of it."""
     kind.since_drift += 1
-    left = length - forecast.blend
     gain = max(0.01, 1 / (kind.since_drift + 6))
     kind.bias = _clip(kind.bias + gain * _clip(left, 1.5), LOG_MAX)
-    residual = _clip(left / forecast.spread, 100.0)
+
+
+def _alarm(kind: KindNode, forecast: _Forecast, length: float, *, who: int, is_most: bool) -> float | None:
+    """Tell the detector of an answer; the factor of the shift, already corrected for, if it raised the alarm."""
+    residual = _clip((length - forecast.blend) / forecast.spread, 100.0)
     shift = _clip(kind.drift.observe(residual, who, is_alone=is_most) * forecast.spread, 2.0)
     if not shift:
         return None
     kind.level.move(shift)
     kind.level.keep(30)
-    kind.shift = shift + kind.shift * max(
-        0.0, 1 - (kind.since_drift - 1) / (4 * KEPT)
-    )  # of the last one, what is left
+    taken_up = max(0, kind.since_drift - 1) / (4 * KEPT)  # of the last one
+    kind.shift = shift + kind.shift * max(0.0, 1 - taken_up)
     kind.since_drift = 0
     kind.num_drifts += 1
     return exp(shift)

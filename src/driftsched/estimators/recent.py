@@ -38,6 +38,10 @@ class Recent(Generic[K, V]):
             self._states.move_to_end(key)
         return state
 
+    def pop(self, key: K) -> V | None:
+        """Forget `key`; the state that was held of it, if any."""
+        return self._states.pop(key, None)
+
     def items(self) -> Iterator[tuple[K, V]]:
         """Every key with its state, the one written last at the end."""
         return iter(self._states.items())
