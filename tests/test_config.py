@@ -148,6 +148,8 @@ def limits(**values: Any) -> dict[str, Any]:
         (limits(max_waiting_tokens_per_tenant=-5), "limits.max_waiting_tokens_per_tenant: .*-5"),
         (limits(max_queue_seconds=NAN), "limits.max_queue_seconds"),
         (limits(max_stall_seconds=0), "limits.max_stall_seconds"),
+        (limits(keep_alive_seconds=0), "limits.keep_alive_seconds"),
+        (limits(keep_alive_seconds=NAN), "limits.keep_alive_seconds"),
         (limits(max_reranks=-1), "limits.max_reranks: .*-1"),
         (limits(drain_seconds=-1), "limits.drain_seconds"),
         (limits(drain_seconds=NAN), "limits.drain_seconds"),

@@ -76,6 +76,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Waiting requests predicted and placed anew at each end of a request; 0: they keep the place of admission."""
     max_stall_seconds: float = 60.0
     """How long a client may take to send its body, or to accept the next piece of its answer."""
+    keep_alive_seconds: float | None = None
+    """Between two comments in a stream that still waits; None: nothing is sent before the answer begins."""
     drain_seconds: float = 60.0
     """On SIGTERM, how long requests already admitted may take to finish."""
 
@@ -239,6 +241,7 @@ def _check_limits(limits: LimitSettings) -> None:
         "max_waiting_tokens_per_tenant",
         "max_queue_seconds",
         "max_stall_seconds",
+        "keep_alive_seconds",
     ):
         value = getattr(limits, name)
         if value is not None and not value > 0:

@@ -95,6 +95,7 @@ def build_gateway(
         max_body_bytes=settings.limits.max_body_bytes,
         max_queue_seconds=settings.limits.max_queue_seconds,
         max_stall_seconds=settings.limits.max_stall_seconds,
+        keep_alive_seconds=settings.limits.keep_alive_seconds,
     )
 
 

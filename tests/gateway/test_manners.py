@@ -1,6 +1,7 @@
 """Overload with manners: what a client is told that cannot be served now, or must wait."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
@@ -10,12 +11,12 @@ import pytest
 from openai import AsyncOpenAI, RateLimitError
 
 from driftsched.config import LimitSettings, Settings, TenantSettings, hash_key
-from driftsched.core.events import Admitted, Rejected
+from driftsched.core.events import Admitted, Dispatched, Evicted, Finished, Rejected
 from driftsched.core.model import Request, Tenant, Tier
 from driftsched.engines.simulated import SimulatedEngine
 from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.whereabouts import MAX_DONE, Whereabouts
-from support.faulty_upstream import FaultyUpstream, status
+from support.faulty_upstream import EVENTS, FaultyUpstream, status, stepwise
 from support.scheduling import scheduler_of
 from support.servers import House, chat, http_engine, live_gateway, simulated, unasked, until
 
@@ -285,3 +286,123 @@ def test_the_requests_that_ended_first_are_forgotten_first() -> None:
             pass
     assert [None, {"status": "done"}] == [places.find(Tenant("t"), name) for name in (b"0", b"1")]
     assert ({}, MAX_DONE) == (places._alive, len(places._done))
+
+
+# Signs of life
+
+ALIVE = Settings(limits=LimitSettings(keep_alive_seconds=0.001))
+COMMENT = b": waiting\n\n"
+
+
+@asynccontextmanager
+async def waiting_stream(http: aiohttp.ClientSession, engine: Any, settings: Settings) -> AsyncIterator[Any]:
+    """The house, and the answer to a stream that waits behind another request, after its first sign of life."""
+    async with live_gateway(engine, slots=1, settings=settings, catalogue=unasked()) as house:
+        first = asyncio.create_task(status_of_url(http, house.url + CHAT))
+        await until(lambda: house.of(Dispatched))
+        async with http.post(house.url + CHAT, json=chat(stream=True)) as response:
+            assert COMMENT == await response.content.readexactly(len(COMMENT))
+            yield house, response
+        assert 200 == await first
+
+
+async def status_of_url(http: aiohttp.ClientSession, url: str) -> int:
+    async with http.post(url, json=chat()) as response:
+        await response.read()
+        return response.status
+
+
+def without_comments(body: bytes) -> bytes:
+    return body.replace(COMMENT, b"")
+
+
+async def test_a_stream_that_waits_shows_that_it_lives_and_is_answered_in_full(
+    http: aiohttp.ClientSession, engine: SimulatedEngine
+) -> None:
+    engine.hold()
+    async with waiting_stream(http, engine, ALIVE) as (house, response):
+        assert [] == house.of(Finished)
+        headers = response.headers
+        assert (200, "text/event-stream; charset=utf-8") == (response.status, headers["content-type"])
+        assert ("1", "standard") == (headers["x-driftsched-position"], headers["x-driftsched-tier"])
+        assert "x-driftsched-queue-seconds" not in headers
+        assert COMMENT == await response.content.readexactly(len(COMMENT))
+        engine.resume()
+        body = without_comments(await response.read())
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_the_official_client_passes_over_signs_of_life(engine: SimulatedEngine) -> None:
+    engine.hold()
+    async with live_gateway(engine, slots=1, settings=ALIVE) as house, Patient(house, 0) as client:
+        first = asyncio.create_task(client.chat.completions.create(**chat()))
+        await until(lambda: house.of(Dispatched))
+        stream = await client.chat.completions.create(**chat(stream=True))  # its headers are there: it lives
+        assert 1 == len(house.of(Dispatched))
+        engine.resume()
+        texts = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+        assert "".join(texts)
+        await first
+
+
+async def test_whoever_waited_too_long_after_a_sign_of_life_is_told_in_the_stream(
+    http: aiohttp.ClientSession, engine: SimulatedEngine
+) -> None:
+    engine.hold()
+    settings = Settings(limits=LimitSettings(keep_alive_seconds=0.001, max_queue_seconds=0.05))
+    async with waiting_stream(http, engine, settings) as (_, response):
+        body = without_comments(await response.read())
+        engine.resume()
+    assert body.startswith(b'data: {"error":{"message":')
+    assert b'"code":"queue_timeout"' in body
+    assert body.endswith(b"}}\n\n")
+    assert b"[DONE]" not in body
+
+
+async def test_what_the_engine_refuses_after_a_sign_of_life_is_told_in_the_stream(
+    http: aiohttp.ClientSession,
+) -> None:
+    spread = b'{"error": {\n"message": "too long",\n "type": "x", "param": null, "code": 400}}'
+    async with (
+        FaultyUpstream(stepwise(EVENTS), status(400, spread)) as upstream,
+        waiting_stream(http, http_engine(upstream.url), ALIVE) as (_, response),
+    ):
+        for _ in range(len(EVENTS) + 1):
+            upstream.proceed()
+        body = without_comments(await response.read())
+    (line,) = body.removesuffix(b"\n\n").split(b"\n")
+    assert "too long" == json.loads(line.removeprefix(b"data: "))["error"]["message"]
+
+
+async def test_whoever_leaves_after_a_sign_of_life_leaves_the_queue(
+    http: aiohttp.ClientSession, engine: SimulatedEngine
+) -> None:
+    engine.hold()
+    async with waiting_stream(http, engine, ALIVE) as (house, response):
+        response.close()
+        await until(lambda: house.of(Evicted))
+        assert ["cancelled"] == [event.reason for event in house.of(Evicted)]
+        engine.resume()
+
+
+async def test_an_answer_that_is_not_streamed_gets_no_sign_of_life(engine: SimulatedEngine) -> None:
+    engine.hold()
+    settings = Settings(limits=LimitSettings(keep_alive_seconds=0.001, max_queue_seconds=0.05))
+    async with live_gateway(engine, slots=1, settings=settings) as house, aiohttp.ClientSession(house.url) as http:
+        first = asyncio.create_task(status_of(http))
+        await until(lambda: house.of(Dispatched))
+        assert 429 == await status_of(http)
+        engine.resume()
+        assert 200 == await first
+
+
+async def test_unless_asked_for_nothing_is_sent_to_a_stream_that_waits(engine: SimulatedEngine) -> None:
+    engine.hold()
+    settings = Settings(limits=LimitSettings(max_queue_seconds=0.05))
+    async with live_gateway(engine, slots=1, settings=settings) as house, aiohttp.ClientSession(house.url) as http:
+        first = asyncio.create_task(status_of(http))
+        await until(lambda: house.of(Dispatched))
+        assert 429 == await status_of(http, stream=True)
+        engine.resume()
+        assert 200 == await first

@@ -54,6 +54,14 @@ class Answer:
         self._assembler = Assembler()
         self._document: bytes | None = None
 
+    async def keep_alive(self, turn: Turn) -> None:
+        """Tell a client that streams that its request still waits: a comment, which readers of events pass over.
+
+        From the first one on the status is sent, and whatever goes wrong is an event. Raises `ClientStalledError`.
+        """
+        if self._call.stream:
+            await self._stream(b": waiting\n\n", turn)
+
     async def relay(self, chunk: Chunk, turn: Turn) -> None:
         """Pass a piece on: at once to a client that streams, else towards the whole document.
 
@@ -116,13 +124,13 @@ class Answer:
         return _without_null_usage(chunk.data)
 
     def _headers(self, turn: Turn) -> HeaderList:
-        ticket = turn.ticket
+        ticket, waited = turn.ticket, turn.queue_seconds
         return [
             *self._story,
             (b"x-driftsched-tier", ticket.request.tier.label.encode()),
             (b"x-driftsched-position", b"%d" % turn.position),
             *_eta_headers(turn.eta),
-            (b"x-driftsched-queue-seconds", b"%.6f" % turn.queue_seconds),
+            *([] if waited is None else [(b"x-driftsched-queue-seconds", b"%.6f" % waited)]),
             (b"x-driftsched-predicted-tokens", b"%d" % round(ticket.estimate.completion_tokens)),
         ]
 

@@ -83,11 +83,13 @@ class Gateway:
         max_body_bytes: int = 8 << 20,
         max_queue_seconds: float = 600.0,
         max_stall_seconds: float = 60.0,
+        keep_alive_seconds: float | None = None,
     ) -> None:
         """`max_queue_seconds`: a request that waited so long is evicted. `max_stall_seconds`: how long a client may
-        take to send its body, or to accept a piece of its answer. `metrics`: Prometheus text.
+        take to send its body, or to accept a piece of its answer. `keep_alive_seconds`: between two comments in a
+        stream that waits; None: none. `metrics`: Prometheus text.
         """
-        self.dispatcher = Dispatcher(scheduler, engine, clock)
+        self.dispatcher = Dispatcher(scheduler, engine, clock, keep_alive_seconds=keep_alive_seconds)
         self._scheduler = scheduler
         self._catalogue = catalogue
         self._tenants = tenants
@@ -194,7 +196,10 @@ class Gateway:
     async def _serve(self, request: Request, answer: Answer, client_left: Callable[[], bool]) -> None:
         """Wait in line, relay the engine's answer, and say so when there is none."""
         try:
-            async with self.dispatcher.turn(request, client_left) as turn, aclosing(turn.answer()) as chunks:
+            async with (
+                self.dispatcher.turn(request, client_left, answer.keep_alive) as turn,
+                aclosing(turn.answer()) as chunks,
+            ):
                 async for chunk in chunks:
                     await answer.relay(chunk, turn)
                 answer.complete()

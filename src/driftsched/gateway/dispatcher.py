@@ -1,7 +1,7 @@
 """Where requests wait for their turn: the scheduler's decisions, turned into tasks that go on."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from math import inf
 from time import monotonic
@@ -35,7 +35,7 @@ class Turn:
         self.ticket = ticket
         self.position = scheduler.load.num_waiting
         self.eta = scheduler.eta_of(ticket.id, ticket.request.arrived_at)
-        self.dispatched_at = 0.0
+        self.dispatched_at: float | None = None
         self.milestone = inf  # see `Scheduler.milestone`
         self.completion_tokens = 0
         self.finish_reason: str | None = None
@@ -50,8 +50,9 @@ class Turn:
         return self._reported or Usage(self.ticket.request.prompt_tokens, self.completion_tokens)
 
     @property
-    def queue_seconds(self) -> float:
-        return self.dispatched_at - self.ticket.request.arrived_at
+    def queue_seconds(self) -> float | None:
+        """None while it waits."""
+        return None if self.dispatched_at is None else self.dispatched_at - self.ticket.request.arrived_at
 
     async def answer(self) -> AsyncGenerator[Chunk, None]:
         """The engine's answer, piece by piece. Raises `EngineError`. To be read once."""
@@ -73,21 +74,39 @@ class Turn:
 class Dispatcher:
     """Parks each request until the scheduler calls it, and settles it exactly once."""
 
-    def __init__(self, scheduler: Scheduler, engine: Engine, clock: Clock, *, alarm_seconds: float = 0.25) -> None:
-        """`alarm_seconds`: how often waiting requests are looked through for expired ones."""
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        clock: Clock,
+        *,
+        alarm_seconds: float = 0.25,
+        keep_alive_seconds: float | None = None,
+    ) -> None:
+        """`alarm_seconds`: how often waiting requests are looked through for expired ones.
+
+        `keep_alive_seconds`: how often whoever waits is given a sign of it; None: never.
+        """
         self._scheduler = scheduler
         self._engine = engine
         self._clock = clock
         self._alarm_seconds = alarm_seconds
+        self._keep_alive_seconds = keep_alive_seconds
         # Instant and milestone of each dispatch, by ticket id: owned by the task in `turn` that waits for it.
         self._parked: dict[str, asyncio.Future[tuple[float, float]]] = {}
         self._lock = asyncio.Lock()
         self._alarm: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def turn(self, request: Request, client_left: Callable[[], bool]) -> AsyncIterator[Turn]:
+    async def turn(
+        self,
+        request: Request,
+        client_left: Callable[[], bool],
+        keep_alive: Callable[["Turn"], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[Turn]:
         """Wait in line; inside the block it is the request's turn; after it, its account is settled.
 
+        `keep_alive` is called from time to time while it waits, and may raise `ClientStalledError`.
         Raises `RejectedError` at once or `ExpiredError` after a while if there is no turn. A cancellation settles
         the request as evicted: because the client left, if `client_left` then says so, else because the server
         stops. So does a `ClientStalledError` inside the block; any other exception there settles it as failed.
@@ -95,7 +114,7 @@ class Dispatcher:
         ticket = await self._scheduler.submit(request, self._clock.now())
         turn = Turn(ticket, self._scheduler, self._engine, self._clock)
         try:
-            turn.dispatched_at, turn.milestone = await self._called(ticket)
+            turn.dispatched_at, turn.milestone = await self._called(turn, keep_alive)
             yield turn
         except EngineError as error:
             await self._scheduler.fail(ticket.id, turn.usage, error.kind, self._clock.now())
@@ -145,12 +164,18 @@ class Dispatcher:
             self._alarm.cancel()
             await asyncio.gather(self._alarm, return_exceptions=True)
 
-    async def _called(self, ticket: Ticket) -> tuple[float, float]:
+    async def _called(
+        self, turn: Turn, keep_alive: Callable[[Turn], Awaitable[None]] | None
+    ) -> tuple[float, float]:
         """Wait until the ticket is dispatched, and say when that was, and its milestone. Raises `ExpiredError`."""
+        ticket = turn.ticket
         parked: asyncio.Future[tuple[float, float]] = asyncio.get_running_loop().create_future()
         self._parked[ticket.id] = parked
         try:
             await self.dispatch()
+            if keep_alive is not None and self._keep_alive_seconds is not None:
+                while not (await asyncio.wait((parked,), timeout=self._keep_alive_seconds))[0]:
+                    await keep_alive(turn)
             return await parked
         finally:
             del self._parked[ticket.id]
