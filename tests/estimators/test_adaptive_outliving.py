@@ -129,6 +129,14 @@ def test_the_detector_hears_of_an_answer_once() -> None:
     assert once.drift.ups.num == at_the_end.drift.ups.num
 
 
+def test_to_the_detector_an_answer_that_goes_on_is_longer_than_one_that_ended_there() -> None:
+    goes_on, ended = taught(tenants="t"), taught(tenants="t")
+    estimate = pass_promise(goes_on, request(1))
+    ended.learn(request(1), Usage(20, floor(estimate.q90) + 1), finished=True, estimate=estimate)
+    (more,), (less,) = (kinds(estimator) for estimator in (goes_on, ended))
+    assert less.drift.ups.total < more.drift.ups.total
+
+
 def test_an_answer_that_ended_may_come_again_under_its_id() -> None:
     estimator = taught(tenants="t")
     for _ in range(2):
