@@ -203,7 +203,7 @@ class Adaptive:
             return min(exp(min(length, LOG_MAX)), limit)
 
         at = (forecast.point + forecast.spread * forecast.family.profile.ordered).tolist()
-        offset80, offset90 = forecast.family.conformal.offsets
+        offset80, offset90 = forecast.offsets
         log50 = (at[9] + at[10]) / 2
         log80 = max(log50, (at[15] + at[16]) / 2 + forecast.spread * offset80)
         log90 = max(log80, (at[17] + at[18]) / 2 + forecast.spread * offset90)
@@ -252,10 +252,7 @@ class Adaptive:
         of_figures, of_words, of_experts = memory.models(outlying=tenant.outlying)
         figures = _clip(of_figures.predict(reading.dense), 1.5)
         words = _clip(of_words.predict(reading.words), 1.2)
-        trust = memory.num_learnt / (
-            memory.num_learnt + 10
-        )  # at first the level alone has learnt, from the same answers
-        experts = trust * np.array(
+        experts = np.array(
             (
                 of_model - level,
                 figures,
@@ -268,11 +265,17 @@ class Adaptive:
                 _clip(self._scorer.score(reading.dense), 1.5) - figures if self._scorer else 0.0,
             )
         )
+        # at first level and experts learn the same from the same answers; what was trained before does not
+        experts[:-1] *= memory.num_learnt / (memory.num_learnt + 10)
         blend = level + of_experts.predict(experts) + kind.bias
         candidates = (blend + family.offset, level, lately, lately_size, size, (lately_size + size) / 2)
         spread = own.spread.value(kind.spread.value(family.spread.value(0.6, 5.0), 8.0), 8.0)
+        offsets = family.conformal.offsets
+        if own.conformal:
+            offsets = [shared + alone for shared, alone in zip(offsets, own.conformal.offsets, strict=True)]
         return _Forecast(
             family=family,
+            offsets=offsets,
             of_kind=of_kind,
             level=level,
             experts=experts,
@@ -301,6 +304,7 @@ class Adaptive:
         if not is_told:
             chances = _chances(family.profile, basis.promised, length, residual, finished=finished)
             kind.covered.observe(1 - chances[0], 200)
+            own.promise(chances, is_heard=is_heard)
             if is_heard:
                 family.conformal.learn(chances)
         if not finished:
@@ -423,6 +427,8 @@ class _Forecast(NamedTuple):
     """All that is thought of one request. Lengths are logarithms."""
 
     family: FamilyNode
+    offsets: list[float]
+    """On q80 and q90, in spreads: what keeps their promise."""
     of_kind: float
     """Level of model and category."""
     level: float

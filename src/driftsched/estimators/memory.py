@@ -4,7 +4,7 @@ Every table is bounded, since keys hold names that clients chose. What was not w
 first.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -82,7 +82,7 @@ class TenantNode:
 class OwnNode:
     """One tenant's answers from one model in one category."""
 
-    __slots__ = ("level", "num_drifts", "since_drift", "spread", "window")
+    __slots__ = ("conformal", "level", "num_drifts", "since_drift", "spread", "window")
 
     def __init__(self) -> None:
         self.level = Level()
@@ -91,6 +91,16 @@ class OwnNode:
         self.num_drifts = 0
         self.since_drift = 0
         """Answers since the last of these drifts of its kind."""
+        self.conformal: Conformal | None = None
+        """Of what came in a row, which others do not hear; None if nothing did."""
+
+    def promise(self, chances: Sequence[float], *, is_heard: bool) -> None:
+        """Keep the promises to a tenant whose answers others do not hear; forget that once they hear them again."""
+        if not is_heard:
+            self.conformal = self.conformal or Conformal(CONFORMAL_RATE)
+            self.conformal.learn(chances)
+        elif self.conformal:
+            self.conformal.offsets = [0.9 * offset for offset in self.conformal.offsets]
 
     def heed(self, num_drifts: int) -> None:
         """An answer comes in, after so many drifts of its kind: what came before the last of them counts little."""
@@ -102,19 +112,25 @@ class OwnNode:
         self.since_drift += 1
 
     def pack(self) -> list[float]:
-        return [self.num_drifts, self.since_drift, *self.level.pack(), *self.spread.pack(), *self.window.pack()]
+        conformal = self.conformal or Conformal(CONFORMAL_RATE)
+        nodes = (self.level, self.spread, self.window, conformal)
+        return [self.num_drifts, self.since_drift, *(x for node in nodes for x in node.pack())]
 
     def unpack(self, numbers: Numbers) -> None:
         self.num_drifts, self.since_drift = int(numbers.take(0, MAX_COUNT)), int(numbers.take(0, MAX_COUNT))
         self.level.unpack(numbers)
         self.spread.unpack(numbers)
         self.window.unpack(numbers)
+        conformal = Conformal(CONFORMAL_RATE)
+        conformal.unpack(numbers)
+        self.conformal = conformal if any(conformal.offsets) else None
 
     def absorb(self, other: "OwnNode") -> None:
         self.num_drifts = max(self.num_drifts, other.num_drifts)
         self.level.absorb(other.level)
         self.spread.absorb(other.spread)
         self.window.absorb(other.window)
+        self.conformal = self.conformal or other.conformal
 
 
 class SessionNode:
