@@ -57,12 +57,13 @@ def test_a_tenants_tokens_are_what_is_predicted_for_it_now_and_nobody_elses() ->
     backlog, bounds = Backlog(), Bounds(max_waiting_tokens_per_tenant=50)
     short, long = ticket_of("a", tenant="flood", tokens=10), ticket_of("a", tenant="flood", tokens=60)
     backlog.enter(short)
+    backlog.enter(ticket_of("b", tenant="flood", tokens=5))
     flood, light = (request_at(tenant=Tenant(name)) for name in ("flood", "light"))
     assert backlog.exceeds(bounds, flood) is None
     backlog.revise(short, long)
     assert ("tenant_tokens_full", None) == (backlog.exceeds(bounds, flood), backlog.exceeds(bounds, light))
     backlog.leave(long)
-    assert (None, 0.0) == (backlog.exceeds(bounds, flood), backlog.waiting_tokens_of(Tenant("flood")))
+    assert (None, 5.0) == (backlog.exceeds(bounds, flood), backlog.waiting_tokens_of(Tenant("flood")))
 
 
 def test_who_leaves_makes_room() -> None:
