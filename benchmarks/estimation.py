@@ -34,12 +34,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from driftsched.core.errors import ConfigError
+from driftsched.core.messages import PROMPT_HEAD_CHARS
 from driftsched.core.model import Traits
 from driftsched.core.traits import read_traits
 from driftsched.evaluating import evaluate, names
 from driftsched.evaluation.document import table
 from driftsched.evaluation.drift import Drift, parse_drift
-from driftsched.evaluation.rows import BYTES_PER_TOKEN, PROMPT_HEAD_CHARS, Row
+from driftsched.evaluation.rows import BYTES_PER_TOKEN, Row
 from driftsched.sim.workloads import answer_words, generate, paper
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from driftsched.core.errors import ConfigError
+from driftsched.core.messages import PROMPT_HEAD_CHARS
 from driftsched.core.traits import read_traits
-from driftsched.evaluation.rows import PROMPT_HEAD_CHARS, Row, read_rows
+from driftsched.evaluation.rows import Row, read_rows
 from driftsched.gateway import wire
 
 MESSAGES = [
@@ -68,8 +69,10 @@ def test_json_lines_and_csv_say_the_same_gzipped_or_not(tmp_path: Path, encode: 
 
 
 def test_as_much_of_a_prompt_is_kept_as_in_the_gateway(tmp_path: Path) -> None:
-    assert wire.PROMPT_HEAD_CHARS == PROMPT_HEAD_CHARS
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 300_000}]}).encode()
+    call = wire.read_call(wire.decode_body(wire.CHAT, body), tenant="default", session="")
     (row,) = read(tmp_path, as_csv([{"completion_tokens": 1, "prompt": "x" * 300_000}]))
+    assert (call.prompt, call.prompt_bytes) == (row.prompt, row.prompt_bytes)
     assert (PROMPT_HEAD_CHARS, 300_000) == (len(row.prompt), row.prompt_bytes)
 
 

@@ -3,6 +3,7 @@ import json
 import msgspec
 import pytest
 
+from driftsched.core.messages import PROMPT_HEAD_CHARS
 from driftsched.core.model import Tier
 from driftsched.core.traits import read_traits
 from driftsched.gateway.errors import HttpError
@@ -10,7 +11,6 @@ from driftsched.gateway.wire import (
     CHAT,
     COMPLETIONS,
     MAX_PEEKED_BYTES,
-    PROMPT_HEAD_CHARS,
     Call,
     decode_body,
     read_call,

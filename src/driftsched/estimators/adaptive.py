@@ -163,7 +163,8 @@ class Adaptive:
         if kind is None:
             return 1.0
         start = _start(request)
-        return exp(self._of_kind(request, outlying=False, start=start) + kind.bias - start)
+        _, of_kind = self._levels(request, start, outlying=False)
+        return exp(of_kind + kind.bias - start)
 
     def calibration(self) -> Iterator[Calibration]:
         """For each model and category seen lately; tenants that are learnt apart are left out."""
@@ -219,14 +220,15 @@ class Adaptive:
             basis=_Basis(reading, keys, _start(request), (log80, log90)),
         )
 
-    def _of_kind(self, request: Request, *, outlying: bool, start: float) -> float:
-        """Level of model and category."""
+    def _levels(self, request: Request, start: float, *, outlying: bool) -> tuple[float, float]:
+        """Levels of the model, and of model and category."""
         memory = self._memory
         everything = memory.everything.read(("",)) or _NO_LEVEL
         family = memory.families.read((request.model, outlying)) or _NO_FAMILY
         kind = memory.kinds.read((request.model, outlying, request.category)) or _NO_KIND
         of_model = family.level.value(everything.value(start, 1.0), STRENGTH)
-        return kind.level.value(of_model + PRIOR * (start - family.starts.value(start, 1.0)), STRENGTH)
+        prior = of_model + PRIOR * (start - family.starts.value(start, 1.0))
+        return of_model, kind.level.value(prior, STRENGTH)
 
     def _forecast(self, request: Request, reading: Reading, keys: "_Keys") -> "_Forecast":
         memory = self._memory
@@ -234,12 +236,9 @@ class Adaptive:
         family = memory.families.read((request.model, tenant.outlying)) or _NO_FAMILY
         kind = memory.kinds.read((request.model, tenant.outlying, request.category)) or _NO_KIND
         own = memory.own.read(keys.own) or _NO_OWN
-        everything = memory.everything.read(("",)) or _NO_LEVEL
         session = memory.sessions.read(keys.session) if keys.session else None
 
-        start = _start(request)
-        of_model = family.level.value(everything.value(start, 1.0), STRENGTH)
-        of_kind = kind.level.value(of_model + PRIOR * (start - family.starts.value(start, 1.0)), STRENGTH)
+        of_model, of_kind = self._levels(request, _start(request), outlying=tenant.outlying)
         of_tenant = of_kind + tenant.apart.value(0.0, STRENGTH)
         shift = _pending_shift(kind, own)  # of which these do not know yet
         level = own.level.value(of_tenant - shift, STRENGTH) + shift
@@ -291,7 +290,7 @@ class Adaptive:
         memory, keys = self._memory, basis.keys
         is_told = self._outlived.pop(request.id) is not None
         tenant = memory.tenants.write(keys.tenant)
-        away = self._set_apart(request, tenant, length, finished=finished)
+        away = self._set_apart(request, tenant, basis.start, length, finished=finished)
         forecast = self._forecast(request, basis.reading, keys)
         family = memory.families.write((request.model, tenant.outlying))
         kind = memory.kinds.write((request.model, tenant.outlying, request.category))
@@ -335,14 +334,17 @@ class Adaptive:
         tenant.apart.observe(length - forecast.of_kind, 50)
         return shift
 
-    def _set_apart(self, request: Request, tenant: TenantNode, length: float, *, finished: bool) -> float:
+    def _set_apart(
+        self, request: Request, tenant: TenantNode, start: float, length: float, *, finished: bool
+    ) -> float:
         """Decide whether the tenant's answers, with this one, are learnt apart; the logarithm of its distance.
 
         It is told by the distance from the model's usual lengths, not by its mean: else who reports the very
         short and the very long in turns would pass for usual.
         """
         family = self._memory.families.read((request.model, False)) or _NO_FAMILY
-        away = length - self._of_kind(request, outlying=False, start=_start(request))
+        _, usual_length = self._levels(request, start, outlying=False)
+        away = length - usual_length
         away = _clip(away if finished else max(0.0, away), MAX_AWAY)
         tenant.distance.observe(away * away, 50)
         distance = sqrt(tenant.distance.value(0.5, 3.0))

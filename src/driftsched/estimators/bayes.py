@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import log
 from zlib import crc32
 
+from driftsched.estimators.state import check_version
+
 TABLE_BITS = 11
 TABLE_SIZE = 1 << TABLE_BITS
 """Places that all words share. A collision costs a little sharpness and no memory."""
@@ -99,9 +101,8 @@ class WordModel:
 
     def _checked(self, state: Mapping[str, object]) -> tuple[dict[str, int], dict[str, list[int]]]:
         """Raises `ValueError` for a state of another version, of other categories, or malformed."""
-        version, prompts, counts = state.get("version"), state.get("prompts"), state.get("counts")
-        if type(version) is not int or version != STATE_VERSION:
-            raise ValueError(f"a state of version {version!r}, and only {STATE_VERSION} is known here")
+        check_version(state, STATE_VERSION)
+        prompts, counts = state.get("prompts"), state.get("counts")
         if not isinstance(prompts, dict) or not isinstance(counts, dict) or not prompts.keys() == counts.keys():
             raise ValueError("prompts and counts: must both be given, for the same categories")
         if self._counts.keys() != counts.keys() or not _are_counts(prompts.values()):

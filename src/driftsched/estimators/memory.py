@@ -14,7 +14,7 @@ from driftsched.estimators.linear import Ridge, Words
 from driftsched.estimators.nodes import Level, Numbers, Window
 from driftsched.estimators.quantiles import Conformal, Profile
 from driftsched.estimators.recent import Recent
-from driftsched.estimators.state import is_keepable
+from driftsched.estimators.state import check_version, is_keepable, share_of
 from driftsched.estimators.text import NUM_DENSE, TABLE_BITS
 
 STATE_VERSION: Final = 1
@@ -31,6 +31,8 @@ START_GATE: Final = (0.45, 0.11, 0.11, 0.11, 0.11, 0.11)
 
 KEPT: Final = 8
 """Answers from before a drift that still count after it."""
+MERGED: Final = 200.0
+"""Answers by which two replicas weigh what they learnt: older ones are forgotten anyway."""
 CONFORMAL_RATE: Final = 0.05
 MAX_COUNT: Final = 2.0**53
 
@@ -191,7 +193,7 @@ class KindNode:
         self.drift.downs = _side(numbers)
 
     def absorb(self, other: "KindNode") -> None:
-        share = _share(self.level.weight, other.level.weight)
+        share = share_of(other.level.weight, self.level.weight, MERGED)
         self.bias += share * (other.bias - self.bias)
         if other.since_drift < self.since_drift:
             self.since_drift, self.shift = other.since_drift, other.shift
@@ -250,7 +252,7 @@ class FamilyNode:
             node.unpack(numbers)
 
     def absorb(self, other: "FamilyNode") -> None:
-        share = _share(self.num_learnt, other.num_learnt)
+        share = share_of(other.num_learnt, self.num_learnt, MERGED)
         self.offset += share * (other.offset - self.offset)
         self.losses = [a + b for a, b in zip(self.losses, other.losses, strict=True)]
         self.gate = [a + share * (b - a) for a, b in zip(self.gate, other.gate, strict=True)]
@@ -261,12 +263,6 @@ class FamilyNode:
         self.starts.absorb(other.starts)
         self.distance.absorb(other.distance)
         self.num_learnt += other.num_learnt
-
-
-def _share(mine: float, theirs: float) -> float:
-    """Weight of what `theirs` observations taught beside `mine`; older ones than 200 are forgotten anyway."""
-    mine, theirs = min(mine, 200.0), min(theirs, 200.0)
-    return theirs / (mine + theirs) if theirs > 0 else 0.0
 
 
 class Table(Recent[Key, N], Generic[Key, N]):
@@ -360,9 +356,7 @@ class Memory:
 
     def unpack(self, state: Mapping[str, object]) -> None:
         """Fill a fresh memory. Raises `ValueError` for another version or anything else; throw it away then."""
-        version = state.get("version")
-        if type(version) is not int or version != STATE_VERSION:
-            raise ValueError(f"a state of version {version!r}, and only {STATE_VERSION} is known here")
+        check_version(state, STATE_VERSION)
         num_learnt = state.get("num_learnt")
         if type(num_learnt) is not int or not 0 <= num_learnt <= MAX_COUNT:
             raise ValueError("num_learnt must be a count")

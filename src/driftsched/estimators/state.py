@@ -29,14 +29,19 @@ def make_state(version: int, rows: Iterable[Sequence[object]]) -> dict[str, obje
     return {"version": version, "rows": [list(row) for row in rows]}
 
 
+def check_version(state: Mapping[str, object], version: int) -> None:
+    """Raises `ValueError` unless the state is of `version`."""
+    found = state.get("version")
+    if type(found) is not int or found != version:
+        raise ValueError(f"a state of version {found!r}, and only {version} is known here")
+
+
 def read_rows(state: Mapping[str, object], *, version: int, kinds: Sequence[type], max_rows: int) -> list[Any]:
     """The rows of a state, each with values of `kinds`: short strings (the key), finite floats, counts from 0 on.
 
     Raises `ValueError` for a state of another version, or with anything else in it.
     """
-    found = state.get("version")
-    if type(found) is not int or found != version:
-        raise ValueError(f"a state of version {found!r}, and only {version} is known here")
+    check_version(state, version)
     rows = state.get("rows")
     if not isinstance(rows, list) or len(rows) > max_rows:
         raise ValueError(f"rows: must be a list of at most {max_rows}")
@@ -55,7 +60,7 @@ def check_range(what: str, value: float, low: float, high: float) -> float:
     return value
 
 
-def share_of(theirs: int, mine: int, memory: float) -> float:
+def share_of(theirs: float, mine: float, memory: float) -> float:
     """Weight, 0 .. 1, of what was learnt from `theirs` observations beside `mine`.
 
     Who has learnt more counts for more, up to `memory` observations: what came before those is forgotten anyway.

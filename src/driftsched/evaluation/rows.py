@@ -21,11 +21,9 @@ from typing import IO, Any
 import msgspec
 
 from driftsched.core.errors import ConfigError
+from driftsched.core.messages import head_and_size, texts_of
 from driftsched.core.model import NO_TRAITS, Request, Tenant, Tier, Traits
 from driftsched.core.traits import read_traits
-
-PROMPT_HEAD_CHARS = 4096
-"""As much of the last user message as the gateway keeps."""
 
 BYTES_PER_TOKEN = 4
 """Of a prompt whose text is not recorded."""
@@ -262,7 +260,7 @@ _COLUMNS = frozenset(
 def _row(columns: _Columns) -> Row:
     tenant = _name(columns, "tenant") or "default"
     messages = _messages(columns)
-    prompt, prompt_bytes = _text(messages)
+    prompt, prompt_bytes = head_and_size(messages) if messages else ("", 0)
     prompt_tokens = _tokens(columns, "prompt_tokens") or 0
     completion_tokens = _tokens(columns, "completion_tokens")
     if completion_tokens is None:
@@ -279,7 +277,7 @@ def _row(columns: _Columns) -> Row:
         finish_reason=_name(columns, "finish_reason").strip().lower(),
         max_tokens=max_tokens or None,  # engines differ on 0: it sets no limit here
         traits=read_traits(
-            [(message.role, " ".join(_texts(message))) for message in messages],
+            [(message.role, " ".join(texts_of(message))) for message in messages],
             tenant=tenant,
             session=_name(columns, "session"),
         ),
@@ -361,22 +359,3 @@ def _messages(columns: _Columns) -> Sequence[_Message]:
         return msgspec.convert(value, list[_Message])
     except (msgspec.DecodeError, RecursionError) as error:
         raise columns.error("messages", f"must be a list of messages as in the OpenAI API: {error}") from None
-
-
-def _text(messages: Sequence[_Message]) -> tuple[str, int]:
-    """Head of the last user message and the length of all text in bytes: as the gateway reads."""
-    if not messages:
-        return "", 0
-    last = next((message for message in reversed(messages) if message.role == "user"), messages[-1])
-    size = sum(_utf8_length(text) for message in messages for text in _texts(message))
-    return " ".join(_texts(last))[:PROMPT_HEAD_CHARS], size
-
-
-def _texts(message: _Message) -> list[str]:
-    if isinstance(message.content, str):
-        return [message.content]
-    return [part.text for part in message.content or () if part.text]
-
-
-def _utf8_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -9,15 +9,13 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from driftsched.core.messages import PROMPT_HEAD_CHARS, head_and_size, texts_of, utf8_length
 from driftsched.core.model import Tier, Traits
 from driftsched.core.traits import read_traits, relevant
 from driftsched.gateway.errors import HttpError
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
-
-PROMPT_HEAD_CHARS = 4096
-"""How much of the text that tells the kind of request is kept for classification."""
 
 MAX_PEEKED_BYTES = 1 << 18
 """A field that only hints at the answer's length is looked into up to this size."""
@@ -231,35 +229,22 @@ def _asked_tier(service_tier: str | None) -> Tier | None:
 
 
 def _chat_text(messages: list[_Message]) -> tuple[str, int]:
-    """Head of the last user message (of the last message if no user speaks), and the length of all text."""
     if not messages:
         raise HttpError(400, "messages must hold at least one message.", param="messages", code="invalid_value")
-    last = next((m for m in reversed(messages) if m.role == "user"), messages[-1])
-    size = sum(_utf8_length(text) for message in messages for text in _texts(message))
-    return " ".join(_texts(last))[:PROMPT_HEAD_CHARS], size
-
-
-def _texts(message: _Message) -> list[str]:
-    if isinstance(message.content, str):
-        return [message.content]
-    return [part.text for part in message.content or () if part.text]
+    return head_and_size(messages)
 
 
 def _whole_text(message: _Message) -> str:
-    return message.content if isinstance(message.content, str) else " ".join(_texts(message))
+    return message.content if isinstance(message.content, str) else " ".join(texts_of(message))
 
 
 def _prompt_text(prompt: str | list[str | int | list[int]]) -> tuple[str, int]:
     """Head of the prompt and its length; a prompt of token ids has no text, and four bytes a token."""
     if isinstance(prompt, str):
-        return prompt[:PROMPT_HEAD_CHARS], _utf8_length(prompt)
+        return prompt[:PROMPT_HEAD_CHARS], utf8_length(prompt)
     texts = [item for item in prompt if isinstance(item, str)]
     num_ids = sum(len(item) if isinstance(item, list) else 1 for item in prompt if not isinstance(item, str))
-    return " ".join(texts)[:PROMPT_HEAD_CHARS], sum(map(_utf8_length, texts)) + 4 * num_ids
-
-
-def _utf8_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return " ".join(texts)[:PROMPT_HEAD_CHARS], sum(map(utf8_length, texts)) + 4 * num_ids
 
 
 def _wrong_field(message: str) -> HttpError:
