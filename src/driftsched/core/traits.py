@@ -19,9 +19,7 @@ MAX_RECENT = 256
 HEAD_WORDS = 4
 """First words of the prompt that are part of its template: a verb and its object.
 
-Of 3,559 prompts made from templates (GPTeacher's) 87 % begin with four words that came before, and a running mean
-keyed by those has a third less error in log length than one mean for all; with eight words it is 49 %, and a fifth.
-On prompts that people wrote (AlpacaEval, Arena-Hard) neither number matters much.
+Fewer words say less of the program; more of them hold data, and recur less often.
 """
 
 MAX_HEAD_CHARS = 160
