@@ -9,6 +9,7 @@ from driftsched.config import (
     EngineSettings,
     JournalSettings,
     LimitSettings,
+    PerTierSettings,
     Settings,
     StateSettings,
     TenantSettings,
@@ -169,6 +170,28 @@ def limits(**values: Any) -> dict[str, Any]:
 def test_a_setting_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         msgspec.structs.replace(Settings(engines=ENGINES), **changes).check()
+
+
+def test_bounds_of_tiers_and_tenants_reach_the_scheduler(tmp_path: Path) -> None:
+    text = """
+        limits:
+          max_waiting_bytes_per_tenant: 5000
+          max_waiting_per_tier: {premium: 20, batch: 5}
+          max_waiting_tokens_per_tier: {standard: 1000}
+          max_waiting_bytes_per_tier: {batch: 300}
+        """
+    assert loaded(tmp_path, text).limits.bounds() == Bounds(
+        max_waiting_bytes_per_tenant=5000,
+        max_waiting_per_tier={Tier.PREMIUM: 20, Tier.BATCH: 5},
+        max_waiting_tokens_per_tier={Tier.STANDARD: 1000},
+        max_waiting_bytes_per_tier={Tier.BATCH: 300},
+    )
+
+
+@pytest.mark.parametrize("name", [f"max_waiting{what}_per_tier" for what in ("", "_tokens", "_bytes")])
+def test_a_bound_of_a_tier_that_makes_no_sense_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"limits.{name}.batch: .*0"):
+        Settings(engines=ENGINES, **limits(**{name: PerTierSettings(batch=0)})).check()
 
 
 @pytest.mark.parametrize("label", ["premium", "standard", "batch"])

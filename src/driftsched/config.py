@@ -57,6 +57,20 @@ class MaxWaitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: float = 600.0
 
 
+class PerTierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bound for each tier; None: the tier has none of its own."""
+
+    premium: int | None = None
+    standard: int | None = None
+    batch: int | None = None
+
+    def by_tier(self) -> dict[Tier, float]:
+        """Of the tiers that have one."""
+        return {
+            Tier.parse(label): bound for label, bound in msgspec.structs.asdict(self).items() if bound is not None
+        }
+
+
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes and times. Every one is a bound: nothing here may grow or wait for ever."""
 
@@ -67,6 +81,10 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting_tokens: int | None = None
     """Predicted completion tokens of all that waits; None: bounded by the number of requests only."""
     max_waiting_tokens_per_tenant: int | None = None
+    max_waiting_bytes_per_tenant: int | None = None
+    max_waiting_per_tier: PerTierSettings = PerTierSettings()
+    max_waiting_tokens_per_tier: PerTierSettings = PerTierSettings()
+    max_waiting_bytes_per_tier: PerTierSettings = PerTierSettings()
     max_queue_seconds: float = 600.0
     """A request that waited so long is sent away with 429."""
     reject_unattainable: bool = True
@@ -88,6 +106,10 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.max_waiting_bytes,
             inf if self.max_waiting_tokens is None else self.max_waiting_tokens,
             inf if self.max_waiting_tokens_per_tenant is None else self.max_waiting_tokens_per_tenant,
+            inf if self.max_waiting_bytes_per_tenant is None else self.max_waiting_bytes_per_tenant,
+            self.max_waiting_per_tier.by_tier(),
+            self.max_waiting_tokens_per_tier.by_tier(),
+            self.max_waiting_bytes_per_tier.by_tier(),
         )
 
 
@@ -239,6 +261,7 @@ def _check_limits(limits: LimitSettings) -> None:
         "max_waiting_bytes",
         "max_waiting_tokens",
         "max_waiting_tokens_per_tenant",
+        "max_waiting_bytes_per_tenant",
         "max_queue_seconds",
         "max_stall_seconds",
         "keep_alive_seconds",
@@ -250,9 +273,15 @@ def _check_limits(limits: LimitSettings) -> None:
         raise ConfigError(f"limits.max_reranks: must be 0 or more, not {limits.max_reranks}")
     if not 0 <= limits.drain_seconds < inf:
         raise ConfigError(f"limits.drain_seconds: must be a number of 0 or more, not {limits.drain_seconds}")
-    for label, seconds in msgspec.structs.asdict(limits.max_wait_seconds).items():
-        if not seconds > 0:
-            raise ConfigError(f"limits.max_wait_seconds.{label}: must be greater than 0, not {seconds}")
+    for name in (
+        "max_wait_seconds",
+        "max_waiting_per_tier",
+        "max_waiting_tokens_per_tier",
+        "max_waiting_bytes_per_tier",
+    ):
+        for label, value in msgspec.structs.asdict(getattr(limits, name)).items():
+            if value is not None and not value > 0:
+                raise ConfigError(f"limits.{name}.{label}: must be greater than 0, not {value}")
 
 
 def _check_journal(journal: JournalSettings) -> None:

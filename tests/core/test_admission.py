@@ -1,7 +1,12 @@
+from collections.abc import Iterator
+from math import inf
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from driftsched.core.admission import Backlog, Bounds
-from driftsched.core.model import Estimate, Tenant, Ticket, Tier
+from driftsched.core.model import Estimate, Request, Tenant, Ticket, Tier
 from support.scheduling import request_at
 
 
@@ -36,7 +41,20 @@ def test_an_empty_backlog_takes_a_request() -> None:
         (Bounds(max_waiting_tokens=71), None),
         (Bounds(max_waiting_tokens_per_tenant=70), "tenant_tokens_full"),
         (Bounds(max_waiting_tokens_per_tenant=71), None),
-        (Bounds(max_waiting=2, max_waiting_per_tenant=2, max_waiting_bytes=0), "queue_full"),
+        (Bounds(max_waiting_bytes_per_tenant=299), "tenant_bytes_full"),
+        (Bounds(max_waiting_bytes_per_tenant=300), None),
+        (Bounds(max_waiting_per_tier={Tier.STANDARD: 2}), "tier_queue_full"),
+        (Bounds(max_waiting_per_tier={Tier.STANDARD: 3, Tier.BATCH: 1}), None),
+        (Bounds(max_waiting_tokens_per_tier={Tier.STANDARD: 70}), "tier_tokens_full"),
+        (Bounds(max_waiting_tokens_per_tier={Tier.STANDARD: 71, Tier.PREMIUM: 1}), None),
+        (Bounds(max_waiting_bytes_per_tier={Tier.STANDARD: 299}), "tier_bytes_full"),
+        (Bounds(max_waiting_bytes_per_tier={Tier.STANDARD: 300, Tier.PREMIUM: 0}), None),
+        (Bounds(max_waiting=2, max_waiting_bytes=0), "queue_full"),
+        (Bounds(max_waiting=2, max_waiting_per_tier={Tier.STANDARD: 2}), "tier_queue_full"),
+        (
+            Bounds(max_waiting=2, max_waiting_per_tenant=2, max_waiting_per_tier={Tier.STANDARD: 2}),
+            "tenant_queue_full",
+        ),
     ],
 )
 def test_a_request_beyond_a_bound_is_told_which(bounds: Bounds, reason: str | None) -> None:
@@ -51,6 +69,88 @@ def test_a_tenant_that_fills_its_own_bound_keeps_nobody_else_out() -> None:
     backlog.enter(ticket_of("a", tenant="flood"))
     assert "tenant_queue_full" == backlog.exceeds(bounds, request_at(tenant=Tenant("flood")))
     assert backlog.exceeds(bounds, request_at(tenant=Tenant("light"))) is None
+
+
+def test_what_no_emptier_queue_would_take_is_not_worth_another_try() -> None:
+    large = request_at(payload_bytes=100)
+    assert Bounds().admits(large)
+    assert not Bounds(max_waiting_bytes=99).admits(large)
+    assert not Bounds(max_waiting_bytes_per_tenant=99).admits(large)
+    assert not Bounds(max_waiting_bytes_per_tier={Tier.STANDARD: 99}).admits(large)
+    assert Bounds(max_waiting_bytes_per_tier={Tier.BATCH: 99}).admits(large)
+
+
+SMALL = st.one_of(st.just(10_000), st.integers(1, 6))
+PER_TIER = st.dictionaries(st.sampled_from(Tier), st.integers(1, 6))
+BOUNDS = st.builds(
+    Bounds,
+    max_waiting=SMALL,
+    max_waiting_per_tenant=SMALL,
+    max_waiting_bytes=SMALL,
+    max_waiting_tokens=SMALL,
+    max_waiting_tokens_per_tenant=SMALL,
+    max_waiting_bytes_per_tenant=SMALL,
+    max_waiting_per_tier=PER_TIER,
+    max_waiting_tokens_per_tier=PER_TIER,
+    max_waiting_bytes_per_tier=PER_TIER,
+)
+NEWCOMERS = st.builds(
+    lambda tenant, tier, size, tokens: ticket_of(
+        f"{tenant}{tier}", tenant=tenant, tier=tier, payload_bytes=size, tokens=tokens
+    ),
+    st.sampled_from("ab"),
+    st.sampled_from(Tier),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(bounds=BOUNDS, steps=st.lists(st.one_of(NEWCOMERS, st.integers(0, 20)), max_size=40))
+def test_bounds_hold_at_every_moment_and_only_those_they_are_of_are_turned_away(
+    bounds: Bounds, steps: list[Ticket | int]
+) -> None:
+    backlog, waiting = Backlog(), list[Ticket]()
+    for one in steps:
+        if isinstance(one, int):  # somebody leaves
+            if waiting:
+                backlog.leave(waiting.pop(one % len(waiting)))
+            continue
+        reason = backlog.exceeds(bounds, one.request)
+        assert (reason is None) == all(fits for fits, _ in _checks(bounds, waiting, one.request))
+        if reason is None:
+            backlog.enter(one)
+            waiting.append(one)
+        else:
+            assert reason in {name for fits, name in _checks(bounds, waiting, one.request) if not fits}
+    for ticket in waiting:
+        backlog.leave(ticket)
+    assert (0, 0.0, 0) == (backlog.num_waiting, backlog.waiting_tokens, backlog.waiting_bytes)
+    assert ({}, {}) == (backlog._by_tenant, backlog._by_band_and_tier)
+
+
+def _checks(bounds: Bounds, waiting: list[Ticket], newcomer: Request) -> Iterator[tuple[bool, str]]:
+    """Of every bound, whether it has room for the newcomer, counted anew from all that waits."""
+    tenant = [t for t in waiting if t.request.tenant.id == newcomer.tenant.id]
+    tier = [t for t in waiting if t.request.tier == newcomer.tier]
+    number = bounds.max_waiting_per_tier.get(newcomer.tier, inf)
+    size = bounds.max_waiting_bytes_per_tier.get(newcomer.tier, inf)
+    tokens = bounds.max_waiting_tokens_per_tier.get(newcomer.tier, inf)
+    scopes: list[tuple[str, list[Ticket], float, float, float]] = [
+        ("queue", waiting, bounds.max_waiting, bounds.max_waiting_bytes, bounds.max_waiting_tokens),
+        (
+            "tenant",
+            tenant,
+            bounds.max_waiting_per_tenant,
+            bounds.max_waiting_bytes_per_tenant,
+            bounds.max_waiting_tokens_per_tenant,
+        ),
+        ("tier", tier, number, size, tokens),
+    ]
+    for name, tickets, number, size, tokens in scopes:
+        yield len(tickets) < number, "queue_full" if name == "queue" else f"{name}_queue_full"
+        yield sum(t.request.payload_bytes for t in tickets) + newcomer.payload_bytes <= size, f"{name}_bytes_full"
+        yield sum(t.estimate.expected_tokens for t in tickets) < tokens, f"{name}_tokens_full"
 
 
 def test_a_tenants_tokens_are_what_is_predicted_for_it_now_and_nobody_elses() -> None:

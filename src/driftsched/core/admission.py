@@ -1,14 +1,24 @@
 """Bounds on what may wait, checked before any work is spent on a request."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
+from typing import TypeVar
 
 from driftsched.core.model import Request, Tenant, Ticket, Tier
+
+K = TypeVar("K")
+
+WHOLE_QUEUE = ("queue_full", "queue_bytes_full", "queue_tokens_full")
+"""The reasons that are of nobody's own making: another's leaving would help."""
+
+NO_BOUND: Mapping[Tier, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much may wait. A request that would exceed a bound is rejected, and costs nothing."""
+    """How much may wait: in all, of one tenant, of one tier. Whoever would exceed one is rejected, at no cost."""
 
     max_waiting: int = 10_000
     """Requests."""
@@ -21,32 +31,49 @@ class Bounds:
     so many wait, and the last one admitted may go beyond."""
     max_waiting_tokens_per_tenant: float = inf
     """The same of one tenant."""
+    max_waiting_bytes_per_tenant: float = inf
+    """Payload bytes of one tenant."""
+    max_waiting_per_tier: Mapping[Tier, float] = field(default_factory=lambda: NO_BOUND)
+    """Requests served at a tier; a tier left out has no bound of its own. The next two as well."""
+    max_waiting_tokens_per_tier: Mapping[Tier, float] = field(default_factory=lambda: NO_BOUND)
+    max_waiting_bytes_per_tier: Mapping[Tier, float] = field(default_factory=lambda: NO_BOUND)
 
     def admits(self, request: Request) -> bool:
         """Whether there is room for `request` while nothing else waits: else no retry will ever help it."""
-        return request.payload_bytes <= self.max_waiting_bytes
+        of_tier = self.max_waiting_bytes_per_tier.get(request.tier, inf)
+        return request.payload_bytes <= min(self.max_waiting_bytes, self.max_waiting_bytes_per_tenant, of_tier)
 
 
 class Backlog:
     """What waits and what is in flight, counted as tickets come and go."""
 
     def __init__(self) -> None:
-        self.num_waiting = 0
         self.num_inflight = 0
-        self.waiting_bytes = 0
-        self.waiting_tokens = 0.0  # predicted completion tokens
-        self._by_tenant: dict[str, _Waiting] = {}  # holds only tenants that wait
-        self._by_band_and_tier: dict[tuple[int, Tier], _Waiting] = {}  # only of those that wait
+        self._all = Waiting()
+        self._by_tenant: dict[str, Waiting] = {}  # holds only tenants that wait
+        self._by_tier = {tier: Waiting() for tier in Tier}
+        self._by_band_and_tier: dict[tuple[int, Tier], Waiting] = {}  # only of those that wait
+
+    @property
+    def num_waiting(self) -> int:
+        return self._all.number
+
+    @property
+    def waiting_tokens(self) -> float:
+        """Predicted completion tokens."""
+        return self._all.tokens
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._all.bytes
 
     def waiting_of(self, tenant: Tenant) -> int:
         """Requests of one tenant that wait."""
-        waiting = self._by_tenant.get(tenant.id)
-        return waiting.number if waiting else 0
+        return self._by_tenant.get(tenant.id, NOTHING).number
 
     def waiting_tokens_of(self, tenant: Tenant) -> float:
         """Predicted completion tokens of one tenant's requests that wait."""
-        waiting = self._by_tenant.get(tenant.id)
-        return waiting.tokens if waiting else 0.0
+        return self._by_tenant.get(tenant.id, NOTHING).tokens
 
     def tokens_by_band_and_tier(self) -> dict[tuple[int, Tier], float]:
         """`waiting_tokens`, divided up."""
@@ -54,61 +81,98 @@ class Backlog:
 
     def enter(self, ticket: Ticket) -> None:
         """The ticket starts to wait."""
-        self.num_waiting += 1
-        self.waiting_bytes += ticket.request.payload_bytes
-        self.waiting_tokens += ticket.estimate.expected_tokens
-        self._by_tenant.setdefault(ticket.request.tenant.id, _Waiting()).add(1, ticket.estimate.expected_tokens)
-        self._by_band_and_tier.setdefault(_place(ticket), _Waiting()).add(1, ticket.estimate.expected_tokens)
+        request = ticket.request
+        tokens, size = ticket.estimate.expected_tokens, request.payload_bytes
+        self._all.add(1, tokens, size)
+        self._by_tenant.setdefault(request.tenant.id, Waiting()).add(1, tokens, size)
+        self._by_tier[request.tier].add(1, tokens, size)
+        self._by_band_and_tier.setdefault(_place(ticket), Waiting()).add(1, tokens, size)
 
     def leave(self, ticket: Ticket) -> None:
         """The ticket waits no longer."""
-        self.num_waiting -= 1
-        self.waiting_bytes -= ticket.request.payload_bytes
-        # sums of floats do not cancel exactly: never below 0, and anew from what is certain when nothing waits
-        rest = self.waiting_tokens - ticket.estimate.expected_tokens
-        self.waiting_tokens = max(0.0, rest) if self.num_waiting else 0.0
-        tenant = ticket.request.tenant.id
-        self._by_tenant[tenant].add(-1, -ticket.estimate.expected_tokens)
-        if self._by_tenant[tenant].number == 0:
-            del self._by_tenant[tenant]
-        self._by_band_and_tier[_place(ticket)].add(-1, -ticket.estimate.expected_tokens)
-        if self._by_band_and_tier[_place(ticket)].number == 0:
-            del self._by_band_and_tier[_place(ticket)]
+        request = ticket.request
+        tokens, size = -ticket.estimate.expected_tokens, -request.payload_bytes
+        self._all.add(-1, tokens, size)
+        self._by_tier[request.tier].add(-1, tokens, size)
+        _leave(self._by_tenant, request.tenant.id, tokens, size)
+        _leave(self._by_band_and_tier, _place(ticket), tokens, size)
 
     def revise(self, before: Ticket, after: Ticket) -> None:
         """The ticket still waits, with another estimate."""
         change = after.estimate.expected_tokens - before.estimate.expected_tokens
-        self.waiting_tokens = max(0.0, self.waiting_tokens + change)
-        self._by_tenant[before.request.tenant.id].add(0, change)
-        self._by_band_and_tier[_place(before)].add(0, change)
+        request = before.request
+        self._all.add(0, change, 0)
+        self._by_tenant[request.tenant.id].add(0, change, 0)
+        self._by_tier[request.tier].add(0, change, 0)
+        self._by_band_and_tier[_place(before)].add(0, change, 0)
 
     def exceeds(self, bounds: Bounds, request: Request) -> str | None:
-        """The reason why `request` may not wait as well (see `events.Rejected.reason`); None if it may."""
-        if self.num_waiting >= bounds.max_waiting:
-            return "queue_full"
-        if self.waiting_of(request.tenant) >= bounds.max_waiting_per_tenant:
+        """The reason why `request` may not wait as well (see `events.Rejected.reason`); None if it may.
+
+        What is of its tenant's own making comes first, then what is of its tier's.
+        """
+        return (
+            self._exceeds_of_tenant(bounds, request)
+            or self._exceeds_of_tier(bounds, request)
+            or self._exceeds_of_all(bounds, request)
+        )
+
+    def _exceeds_of_tenant(self, bounds: Bounds, request: Request) -> str | None:
+        waiting = self._by_tenant.get(request.tenant.id, NOTHING)
+        if waiting.number >= bounds.max_waiting_per_tenant:
             return "tenant_queue_full"
-        if self.waiting_bytes + request.payload_bytes > bounds.max_waiting_bytes:
-            return "queue_bytes_full"
-        if self.waiting_tokens >= bounds.max_waiting_tokens:
-            return "queue_tokens_full"
-        if self.waiting_tokens_of(request.tenant) >= bounds.max_waiting_tokens_per_tenant:
+        if waiting.bytes + request.payload_bytes > bounds.max_waiting_bytes_per_tenant:
+            return "tenant_bytes_full"
+        if waiting.tokens >= bounds.max_waiting_tokens_per_tenant:
             return "tenant_tokens_full"
         return None
 
+    def _exceeds_of_tier(self, bounds: Bounds, request: Request) -> str | None:
+        tier, waiting = request.tier, self._by_tier[request.tier]
+        if waiting.number >= bounds.max_waiting_per_tier.get(tier, inf):
+            return "tier_queue_full"
+        if waiting.bytes + request.payload_bytes > bounds.max_waiting_bytes_per_tier.get(tier, inf):
+            return "tier_bytes_full"
+        if waiting.tokens >= bounds.max_waiting_tokens_per_tier.get(tier, inf):
+            return "tier_tokens_full"
+        return None
 
-class _Waiting:
-    """The tickets of one tenant, or of one band and tier."""
+    def _exceeds_of_all(self, bounds: Bounds, request: Request) -> str | None:
+        if self._all.number >= bounds.max_waiting:
+            return "queue_full"
+        if self._all.bytes + request.payload_bytes > bounds.max_waiting_bytes:
+            return "queue_bytes_full"
+        if self._all.tokens >= bounds.max_waiting_tokens:
+            return "queue_tokens_full"
+        return None
 
-    __slots__ = ("number", "tokens")
+
+class Waiting:
+    """Tickets that wait, added up."""
+
+    __slots__ = ("bytes", "number", "tokens")
 
     def __init__(self) -> None:
         self.number = 0
         self.tokens = 0.0
+        self.bytes = 0
 
-    def add(self, number: int, tokens: float) -> None:
+    def add(self, number: int, tokens: float, size: int) -> None:
         self.number += number
-        self.tokens = max(0.0, self.tokens + tokens)
+        self.bytes += size
+        # sums of floats do not cancel exactly: never below 0, and anew from what is certain when nothing waits
+        self.tokens = max(0.0, self.tokens + tokens) if self.number else 0.0
+
+
+NOTHING = Waiting()
+"""What waits of those of whom nothing waits. Never added to."""
+
+
+def _leave(table: dict[K, Waiting], key: K, tokens: float, size: int) -> None:
+    waiting = table[key]
+    waiting.add(-1, tokens, size)
+    if waiting.number == 0:
+        del table[key]
 
 
 def _place(ticket: Ticket) -> tuple[int, Tier]:

@@ -402,6 +402,10 @@ _REJECTIONS = {
     "queue_bytes_full": "The memory set aside for requests that wait has no room for it.",
     "queue_tokens_full": "The queue is full.",
     "tenant_tokens_full": "Too much work of yours is waiting already.",
+    "tenant_bytes_full": "The memory set aside for your requests that wait has no room for it.",
+    "tier_queue_full": "The queue of its tier is full.",
+    "tier_tokens_full": "The queue of its tier is full.",
+    "tier_bytes_full": "The memory set aside for requests of its tier that wait has no room for it.",
     "deadline_unattainable": "The request would wait for longer than it may.",
     "shutting_down": "The server is shutting down.",
 }
