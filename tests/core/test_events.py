@@ -31,4 +31,4 @@ def test_no_listener_can_change_what_the_next_one_sees() -> None:
 
 def test_the_queue_time_is_from_arrival_to_dispatch() -> None:
     ticket = Ticket(request_at(2.0), Estimate(1, 1, 1, 1), seq=0, band=0, flow="f", rank=0.0, charge=0.0)
-    assert 3.5 == Dispatched(5.5, ticket, overdue=False).queue_seconds
+    assert 3.5 == Dispatched(5.5, ticket, why="smallest_rank").queue_seconds

@@ -56,7 +56,9 @@ def test_who_waits_is_overtaken_once_its_kind_turns_out_to_be_longer() -> None:
     settle_one(scheduler)
     drain(scheduler)
     assert ["s1", "t1", "s2"] == dispatch_order(events)
-    assert [Reranked(1.0, "m", "summary", 1)] == [e for e in events if isinstance(e, Reranked)]
+    assert [(1.0, "m", "summary", ["s2"])] == [
+        (e.at, e.model, e.category, [ticket.id for ticket in e.tickets]) for e in events if isinstance(e, Reranked)
+    ]
 
 
 def test_with_a_maximum_of_zero_everybody_keeps_the_place_of_its_admission() -> None:

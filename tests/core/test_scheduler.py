@@ -73,14 +73,15 @@ def test_a_request_goes_from_admission_to_its_end_and_every_step_is_told() -> No
     events: list[Event] = []
     scheduler = scheduler_of(Priced(), listeners=[events.append])
     request = request_at(1.0, "a", category="summary")
+    found = scheduler.load
     ticket = step(scheduler.submit(request, 1.0))
     assert dispatched(scheduler, 3.0) == ticket
     step(scheduler.progress("a", Usage(10, 1), 4.0))
     step(scheduler.progress("a", Usage(10, 64), 5.0))
     assert step(scheduler.finish("a", Usage(10, 80), "stop", 6.0))
     assert [
-        Admitted(1.0, ticket, position=1),
-        Dispatched(3.0, ticket, overdue=False),
+        Admitted(1.0, ticket, position=1, load=found),
+        Dispatched(3.0, ticket, why="only_waiting"),
         FirstToken(4.0, ticket),
         Finished(6.0, ticket, Usage(10, 80), "stop", dispatched_at=3.0, first_token_at=4.0, charge=80.0),
     ] == events

@@ -62,8 +62,8 @@ MUTANTS = [
     Mutant(
         "settled part-way, the charge is not remembered",
         lines,
-        "= (band, flow, charge)\n",
-        "= (band, flow, charged)\n",
+        "= (band, flow, charge, why)\n",
+        "= (band, flow, charged, why)\n",
     ),
     Mutant("settled twice", lines, "            del self._inflight[ticket_id]\n", "            pass\n"),
     Mutant("settled part-way, the slot is given back", lines, "        if release:\n", "        if True:\n"),
@@ -102,7 +102,10 @@ MUTANTS = [
         "            band.num_leading -= 1\n",
     ),
     Mutant("a lead that is no number is let in", lines, "        _check_numbers(0.0, ticket.lead)\n", ""),
-    Mutant("overdue tickets wait on", lines, "self._longest_overdue(now) or", ""),
+    Mutant("overdue tickets wait on", lines, "overdue = self._longest_overdue(now)", "overdue = None"),
+    Mutant("why is told of a flow's rank only", lines, "band.num_backlogged > 1", "band.num_backlogged > 2"),
+    Mutant("a lead is told as the least service", lines, "band.least_served() is flow", "True"),
+    Mutant("the only one of a band is not told", lines, "if flow.num_waiting == 1 else", "if False else"),
     Mutant("overdue a moment late", lines, "if entry and entry[0] <= now", "if entry and entry[0] < now"),
     Mutant(
         "any overdue ticket goes first",

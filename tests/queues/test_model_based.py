@@ -65,7 +65,10 @@ class QueueMachine(RuleBasedStateMachine):
     def some_are_served(self, pops: list[float]) -> None:
         for seconds in pops:
             self.now += seconds
-            assert self.reference.pop(self.now) == run_now(self.queue.pop(self.now))
+            popped = self.reference.pop(self.now)
+            assert popped == run_now(self.queue.pop(self.now))
+            if popped is not None:
+                assert self.reference.why(popped.id) == run_now(self.queue.why(popped.id))
 
     more_are_served = some_are_served
 

@@ -42,7 +42,7 @@ def finished(held: Ticket, dispatched_at: float, at: float, completion_tokens: i
 def test_a_finished_request_fills_every_column() -> None:
     hear = recorder(["warm-up"])
     held = ticket("a", 1.0)
-    for event in (Admitted(1.0, held, 1), Dispatched(2.0, held, overdue=False), finished(held, 2.0, 5.0)):
+    for event in (Admitted(1.0, held, 1), Dispatched(2.0, held, why="smallest_rank"), finished(held, 2.0, 5.0)):
         hear(event)
     run = hear.recording()
     assert ("fifo", "static", "continuous", "plain", 3, 2) == (
@@ -81,7 +81,7 @@ def test_requests_keep_the_order_of_arrival_whatever_the_order_in_which_they_end
         hear(event)
     hear(Rejected(3.0, request("c", 3.0), "queue_full", 1.0))
     for held, at in ((second, 4.0), (first, 6.0)):
-        hear(Dispatched(at, held, overdue=False))
+        hear(Dispatched(at, held, why="smallest_rank"))
         hear(finished(held, at, at + 1))
     run = hear.recording()
     assert [1.0, 2.0, 3.0] == list(run.arrived_at)
@@ -99,7 +99,7 @@ def test_evicted_and_failed_requests_keep_what_they_used_and_when_they_left() ->
     for held in (waiting, served, broken):
         hear(Admitted(1.0, held, 1))
     for held in (served, broken):
-        hear(Dispatched(2.0, held, overdue=False))
+        hear(Dispatched(2.0, held, why="smallest_rank"))
     hear(Evicted(3.0, waiting, "expired", Usage(), None, 0.0))
     hear(Evicted(4.0, served, "cancelled", Usage(10, 6), 2.0, 5.0))
     hear(Failed(5.0, broken, "broke_off", Usage(10, 9), 2.0, 6.0))
@@ -117,7 +117,7 @@ def test_evicted_and_failed_requests_keep_what_they_used_and_when_they_left() ->
 def test_a_second_end_of_a_request_is_counted_and_changes_nothing() -> None:
     hear = recorder()
     held = ticket("a", 1.0)
-    for event in (Admitted(1.0, held, 1), Dispatched(1.0, held, overdue=False), finished(held, 1.0, 2.0)):
+    for event in (Admitted(1.0, held, 1), Dispatched(1.0, held, why="smallest_rank"), finished(held, 1.0, 2.0)):
         hear(event)
     hear(finished(held, 1.0, 9.0))
     run = hear.recording()
@@ -131,9 +131,9 @@ def test_depth_is_what_an_instant_leaves_behind() -> None:
     held = [ticket(str(number), 1.0) for number in range(3)]
     for number, each in enumerate(held):
         hear(Admitted(1.0, each, number + 1))
-    hear(Dispatched(1.0, held[0], overdue=False))
-    hear(Dispatched(2.0, held[1], overdue=False))
-    hear(Dispatched(2.0, held[2], overdue=False))
+    hear(Dispatched(1.0, held[0], why="smallest_rank"))
+    hear(Dispatched(2.0, held[1], why="smallest_rank"))
+    hear(Dispatched(2.0, held[2], why="smallest_rank"))
     run = hear.recording()
     assert [(1.0, 2), (2.0, 0)] == run.queue_depth
     assert 3 == run.max_queue_depth
@@ -145,7 +145,7 @@ def test_samples_of_a_long_run_are_bounded_and_spread_over_all_of_it() -> None:
     for number in range(num_requests):
         held = ticket(str(number), float(number))
         hear(Admitted(float(number), held, 1))
-        hear(Dispatched(number + 0.5, held, overdue=False))
+        hear(Dispatched(number + 0.5, held, why="smallest_rank"))
         hear(finished(held, number + 0.5, number + 0.75))
         hear(Recalibrated(number + 0.75, "m", "summary", 1.0, 1.0 + number))
     run = hear.recording()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import inf, isfinite
 from typing import Protocol
 
-from driftsched.core.model import Estimate, Request, Tenant, Ticket, Tier
+from driftsched.core.model import Estimate, Request, Tenant, Ticket, Tier, Why
 from driftsched.core.protocols import Queue
 from driftsched.queues.memory import MemoryQueue
 
@@ -37,6 +37,7 @@ class ReferenceQueue:
         self.max_inflight = max_inflight
         self.waiting: list[Ticket] = []
         self.inflight: dict[str, tuple[Ticket, float]] = {}  # and what it was charged so far
+        self.whys: dict[str, Why] = {}  # of all that ever flew
         self.services: dict[tuple[int, str], float] = {}  # of the flows that are remembered
         self.floors: dict[int, float] = {}
 
@@ -79,10 +80,26 @@ class ReferenceQueue:
             first = min(leading, key=lambda waiting: (waiting.rank, waiting.seq), default=chosen)
             if self.services[_flow(first)] - self.services[_flow(chosen)] <= first.lead:
                 chosen = first
+        self.whys[chosen.id] = self._why(chosen, is_overdue=bool(overdue))
         self.services[_flow(chosen)] += chosen.charge
         self.inflight[chosen.id] = (chosen, chosen.charge)
         self._leave(chosen)
         return chosen
+
+    def why(self, ticket_id: str) -> Why | None:
+        return self.whys[ticket_id] if ticket_id in self.inflight else None
+
+    def _why(self, chosen: Ticket, *, is_overdue: bool) -> Why:
+        flows = {_flow(waiting) for waiting in self.waiting if waiting.band == chosen.band}
+        least = min(flows, key=lambda flow: (self.services[flow], flow[1]))
+        ways: list[tuple[bool, Why]] = [
+            (is_overdue, "overdue"),
+            (self.waiting == [chosen], "only_waiting"),
+            ([w for w in self.waiting if w.band == chosen.band] == [chosen], "best_band"),
+            (len(flows) == 1, "smallest_rank"),
+            (least == _flow(chosen), "least_served"),
+        ]
+        return next((why for holds, why in ways if holds), "lead")
 
     def settle(self, ticket_id: str, charge: float, *, release: bool) -> bool:
         if ticket_id not in self.inflight:

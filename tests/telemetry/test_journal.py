@@ -96,7 +96,7 @@ def test_a_finished_request_leaves_all_its_lengths_and_times(tmp_path: Path) -> 
 
 def test_every_way_out_leaves_one_row(tmp_path: Path) -> None:
     with journal_at(tmp_path / "j.db") as journal:
-        journal(Dispatched(12.0, ticket(), overdue=False))
+        journal(Dispatched(12.0, ticket(), why="smallest_rank"))
         journal(Rejected(10.0, ticket(1).request, "queue_full", None))
         journal(Evicted(11.0, ticket(2), "expired", Usage(), None, 0.0))
         journal(FirstToken(11.0, ticket(3)))

@@ -52,14 +52,14 @@ def finished(tokens: int = 130, reason: str = "stop", tier: Tier = Tier.STANDARD
 ALL_EVENTS: list[Event] = [
     Admitted(10.0, ticket(), position=1),
     Rejected(10.0, request(Tier.BATCH), "queue_full", 1.0),
-    Dispatched(12.0, ticket(), overdue=True),
+    Dispatched(12.0, ticket(), why="overdue"),
     FirstToken(12.5, ticket()),
     finished(),
     Evicted(11.0, ticket(Tier.PREMIUM), "cancelled", Usage(5, 6), dispatched_at=10.5, charge=1.0),
     Failed(11.0, ticket(Tier.BATCH), "broken_stream", Usage(5, 8), dispatched_at=10.5, charge=1.0),
     Recalibrated(14.0, "m", "summary", 1.0, 1.25),
     DriftDetected(14.0, "m", "summary", 1.6),
-    Reranked(14.0, "m", "summary", 3),
+    Reranked(14.0, "m", "summary", (ticket(),) * 3),
 ]
 
 
@@ -193,7 +193,7 @@ def test_an_estimator_that_cannot_account_for_itself_takes_no_other_metric_along
 
 
 def test_every_waiting_request_that_was_placed_anew_counts() -> None:
-    events = Reranked(14.0, "m", "summary", 3), Reranked(15.0, "n", "report", 16)
+    events = Reranked(14.0, "m", "summary", (ticket(),) * 3), Reranked(15.0, "n", "report", (ticket(),) * 16)
     assert 19.0 == value("driftsched_reranked_tickets_total", *events)
 
 

@@ -8,7 +8,8 @@ has one definition. A request leaves exactly one of `Rejected`, `Finished`, `Evi
 
 from dataclasses import dataclass
 
-from driftsched.core.model import Request, Ticket, Usage
+from driftsched.core.model import Load, Request, Ticket, Usage, Why
+from driftsched.core.waits import Eta
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,10 @@ class Admitted:
     ticket: Ticket
     position: int
     """Tickets waiting at that moment, itself included: its place if all were served in order of arrival."""
+    load: Load | None = None
+    """What it found, itself not included; None if nobody looked."""
+    eta: Eta | None = None
+    """When it will be dispatched, as forecast then; None while the engine's rate is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,13 @@ class Dispatched:
 
     at: float
     ticket: Ticket
-    overdue: bool
-    """It was served because it had waited its maximum, not because it was its turn."""
+    why: Why | None
+    """None if the queue no longer knows: the ticket has left again."""
+
+    @property
+    def overdue(self) -> bool:
+        """It was served because it had waited its maximum, not because it was its turn."""
+        return self.why == "overdue"
 
     @property
     def queue_seconds(self) -> float:
@@ -129,8 +139,12 @@ class Reranked:
     at: float
     model: str
     category: str
-    count: int
-    """Tickets, >= 1: at most `max_reranks` at each settlement."""
+    tickets: tuple[Ticket, ...]
+    """As they stand now, at least one: at most `max_reranks` at each settlement."""
+
+    @property
+    def count(self) -> int:
+        return len(self.tickets)
 
 
 Event = (

@@ -22,7 +22,7 @@ from dataclasses import replace
 from math import inf, isfinite
 
 from driftsched.core.heaps import LazyHeap
-from driftsched.core.model import Ticket
+from driftsched.core.model import Ticket, Why
 
 RankEntry = tuple[float, int, str]
 """(rank, seq, ticket id)"""
@@ -144,7 +144,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Place] = {}
-        self._inflight: dict[str, tuple[_Band, _Flow, float]] = {}  # band, flow, charge so far
+        self._inflight: dict[str, tuple[_Band, _Flow, float, Why]] = {}  # band, flow, charge so far, why it flies
         self._bands: dict[int, _Band] = {}
         self._band_numbers: list[int] = []  # sorted; policies use a handful
         self._overdue: LazyHeap[TimeEntry] = LazyHeap(self._still_waits)
@@ -191,18 +191,25 @@ class Lines:
 
     def pop(self, now: float) -> Ticket | None:
         """Take the next ticket into flight and charge its flow; None if nothing waits."""
-        ticket = self._longest_overdue(now) or self._first_in_order()
+        overdue = self._longest_overdue(now)
+        ticket = overdue or self._first_in_order()
         if ticket is None:
             return None
         band = self._bands[ticket.band]
         flow = band.flows[ticket.flow]
+        why: Why = "overdue" if overdue else self._why_first(band, flow)
         flow.num_inflight += 1  # before it stops waiting, so that the flow is not taken for idle
-        self._inflight[ticket.id] = (band, flow, ticket.charge)
+        self._inflight[ticket.id] = (band, flow, ticket.charge, why)
         self._leave(ticket)
         band.add_service(flow, ticket.charge)
         if band.num_backlogged == 0:
             band.raise_floor(flow.service)
         return ticket
+
+    def why(self, ticket_id: str) -> Why | None:
+        """Why a ticket in flight was popped when it was; None if it does not fly."""
+        entry = self._inflight.get(ticket_id)
+        return entry[3] if entry else None
 
     def settle(self, ticket_id: str, charge: float, *, release: bool) -> bool:
         """Correct the charge of a ticket in flight; with `release` its flight ends. False if it does not fly."""
@@ -210,12 +217,12 @@ class Lines:
         if entry is None:
             return False
         _check_numbers(0.0, charge)
-        band, flow, charged = entry
+        band, flow, charged, why = entry
         if release:
             del self._inflight[ticket_id]
             flow.num_inflight -= 1
         else:
-            self._inflight[ticket_id] = (band, flow, charge)
+            self._inflight[ticket_id] = (band, flow, charge, why)
         band.add_service(flow, charge - charged)
         band.forget_if_spent(flow)
         return True
@@ -278,6 +285,14 @@ class Lines:
             return None
         ticket = self._waiting[entry[2]].ticket
         return ticket if band.flows[ticket.flow].service - least.service <= ticket.lead else None
+
+    def _why_first(self, band: _Band, flow: _Flow) -> Why:
+        """Why the first of `flow` is the first of all; asked while it still waits."""
+        if len(self._waiting) == 1:
+            return "only_waiting"
+        if band.num_backlogged > 1:
+            return "least_served" if band.least_served() is flow else "lead"
+        return "best_band" if flow.num_waiting == 1 else "smallest_rank"
 
     def _first_of(self, flow: _Flow) -> Ticket:
         entry = flow.tickets.first()

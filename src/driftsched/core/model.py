@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
 from types import MappingProxyType
+from typing import Literal
 
 
 class Tier(IntEnum):
@@ -166,6 +167,18 @@ class Calibration:
     num_drifts: int
     answers_since_drift: int | None
     """None if there was none."""
+
+
+Why = Literal["overdue", "only_waiting", "best_band", "smallest_rank", "least_served", "lead"]
+"""Why a ticket was taken from the line when it was; the first of these that holds:
+
+- `overdue`: it had waited its maximum, and none was overdue for longer
+- `only_waiting`: nobody else waited
+- `best_band`: it was alone in its band, and all others waited in worse ones
+- `smallest_rank`: no other flow of its band waited, and its rank was the smallest
+- `least_served`: of several waiting flows its own had been served least, and its rank was the smallest of the flow
+- `lead`: its flow was ahead of another, but by no more than its lead, and its rank was the smallest of the band
+"""
 
 
 @dataclass(frozen=True, slots=True)

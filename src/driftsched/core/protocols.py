@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from driftsched.core.events import Event
-from driftsched.core.model import Calibration, Estimate, Load, Request, Ticket, Usage
+from driftsched.core.model import Calibration, Estimate, Load, Request, Ticket, Usage, Why
 
 
 class Policy(Protocol):
@@ -156,6 +156,10 @@ class Queue(Protocol):
 
     async def pop(self, now: float) -> Ticket | None:
         """The next ticket, charged to its flow and holding a slot; None if nothing waits or no slot is free."""
+        ...
+
+    async def why(self, ticket_id: str) -> Why | None:
+        """Why a ticket in flight was the next when it was popped; None if it is not in flight."""
         ...
 
     async def settle(self, ticket_id: str, charge: float, *, release: bool) -> bool:

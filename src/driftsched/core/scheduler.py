@@ -1,7 +1,7 @@
 """The plot: admit, predict, place, dispatch, serve, settle, tell; and what waits follows what was learnt."""
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -139,7 +139,7 @@ class Scheduler:
         ticket = self._place(request, self._estimator.predict(request), load)
         if self._rejects_unattainable:
             self._reject_unattainable(ticket, load, now)
-        self._waits.enter(ticket, load, self._backlog.waiting_of(request.tenant))
+        eta = self._waits.enter(ticket, load, self._backlog.waiting_of(request.tenant))
         self._backlog.enter(ticket)  # before the push: if that suspends, others may submit and dispatch meanwhile
         self._revisions.enter(ticket, load)
         try:
@@ -149,7 +149,7 @@ class Scheduler:
             raise
         drain_seconds = load.drain_seconds if load.tokens_per_second > 0 else None
         self._usual.observe(ticket.estimate.completion_tokens, drain_seconds)
-        self._tell(Admitted(now, ticket, position=self._backlog.num_waiting))
+        self._tell(Admitted(now, ticket, self._backlog.num_waiting, load, eta))
         return ticket
 
     async def dispatch(self, now: float) -> Ticket | None:
@@ -164,7 +164,7 @@ class Scheduler:
             ticket = replace(ticket, estimate=estimate)
         self._backlog.num_inflight += 1
         self._flights[ticket.id] = _Flight(ticket, now, ticket.charge, self.milestone(ticket))
-        self._tell(Dispatched(now, ticket, overdue=ticket.overdue_at <= now))
+        self._tell(Dispatched(now, ticket, await self._queue.why(ticket.id)))
         return ticket
 
     def milestone(self, ticket: Ticket) -> float:
@@ -345,17 +345,17 @@ class Scheduler:
         """Predict and place anew the next few waiting tickets whose kind feedback has moved."""
         if not self._revisions.any_due:
             return
-        moved: Counter[tuple[str, str]] = Counter()
+        moved: defaultdict[tuple[str, str], list[Ticket]] = defaultdict(list)
         for waiting in self._revisions.due():
             request = waiting.ticket.request
             try:
-                moved[request.model, request.category] += await self._rerank(waiting)
+                if await self._rerank(waiting):
+                    moved[request.model, request.category].append(waiting.ticket)
             except Exception:  # a plug-in that cannot rank it again: it keeps its place, and the others their turn
                 _logger.exception("request %s keeps its place: it could not be ranked again", request.id)
                 break  # one report at each settlement is enough
-        for (model, category), num_moved in moved.items():
-            if num_moved:
-                self._tell(Reranked(now, model, category, num_moved))
+        for (model, category), tickets in moved.items():
+            self._tell(Reranked(now, model, category, tuple(tickets)))
 
     async def _rerank(self, waiting: Waiting) -> bool:
         """Predict and place a waiting ticket again, under the load it was admitted at. False if it did not move."""

@@ -80,9 +80,14 @@ class Waits:
         self._num_too_long += 1
         return 0.0 if self._num_too_long % PROBE == 0 else eta.low - left
 
-    def enter(self, ticket: Ticket, load: Load, num_of_tenant: int) -> None:
-        """The ticket starts to wait; `load` and `num_of_tenant` are without it."""
-        self._waiting[ticket.id] = self._found(ticket, load, num_of_tenant)
+    def enter(self, ticket: Ticket, load: Load, num_of_tenant: int) -> Eta | None:
+        """The ticket starts to wait; `load` and `num_of_tenant` are without it. Returns its `forecast`."""
+        waiting = self._waiting[ticket.id] = self._found(ticket, load, num_of_tenant)
+        drain = waiting.drain_seconds
+        if drain == 0:
+            return None
+        low, middle, high = waiting.told or _untold(0.0)
+        return Eta(middle * drain, low * drain, high * drain)
 
     def observe(self, ticket_id: str, now: float) -> None:
         """The ticket waited until `now`, when it was dispatched or expired."""
@@ -92,8 +97,8 @@ class Waits:
         factor = max(0.0, now - waiting.arrived_at) / waiting.drain_seconds
         for kind in _precise_first(waiting.kind):
             self._by_kind.setdefault(kind, _Factors()).add(factor)
-        if waiting.promise is not None:
-            low, high = waiting.promise
+        if waiting.told is not None:
+            low, _, high = waiting.told
             self._low_move = _moved(self._low_move, broken=factor < low)
             self._high_move = _moved(self._high_move, broken=factor > high)
 
@@ -134,12 +139,11 @@ class Waits:
         length = ticket.estimate.completion_tokens
         size = sum(length > share * load.long_tokens for share in (SHORT, MEDIUM))
         kind = (load.num_waiting > 0, ticket.request.tier, size, num_of_tenant > 0)
-        told = self._told(kind, 0.0)
         return _Waiting(
             kind=kind,
             arrived_at=ticket.request.arrived_at,
             drain_seconds=tokens / load.tokens_per_second if load.tokens_per_second > 0 else 0.0,
-            promise=(told[0], told[2]) if told else None,
+            told=self._told(kind, 0.0),
         )
 
 
@@ -151,8 +155,8 @@ class _Waiting:
     arrived_at: float
     drain_seconds: float
     """Time to drain what waited, and itself, at the rate measured then; 0 if that was not known."""
-    promise: tuple[float, float] | None
-    """The ends of the factor that it was forecast; None if none could be."""
+    told: tuple[float, float, float] | None
+    """Low end, middle and high end of the factor that it was forecast; None if none could be."""
 
 
 class _Factors:

@@ -1,7 +1,7 @@
 """The order held in this process."""
 
 from driftsched.core.lines import Lines
-from driftsched.core.model import Ticket
+from driftsched.core.model import Ticket, Why
 
 
 class MemoryQueue:
@@ -34,6 +34,9 @@ class MemoryQueue:
         if self._lines.num_inflight >= self._max_inflight:
             return None
         return self._lines.pop(now)
+
+    async def why(self, ticket_id: str) -> Why | None:
+        return self._lines.why(ticket_id)
 
     async def settle(self, ticket_id: str, charge: float, *, release: bool) -> bool:
         return self._lines.settle(ticket_id, charge, release=release)
