@@ -82,6 +82,7 @@ def test_defaults_serve_this_machine_only_and_without_keys() -> None:
         ("engines: [{name: x}]", r"engines\[0\].*`url`"),
         ("engines: [5]", r"engines\[0\]"),
         ("engines: [{url: x, max_inflight: many}]", r"engines\[0\].max_inflight"),
+        ("engines: [{url: x, kind: tgi}]", r"engines\[0\].kind"),
         ("port: http", "port"),
         ("host: 5", "host"),
         ("policy: fair", "policy"),
@@ -132,6 +133,16 @@ def limits(**values: Any) -> dict[str, Any]:
         ({"port": 65536}, "port: .*65536"),
         ({"port": -1}, "port: .*-1"),
         ({"engines": [EngineSettings("http://a", max_inflight=0)]}, r"engines\[0\]\.max_inflight: .*0"),
+        ({"engines": [EngineSettings("http://a", min_inflight=0)]}, r"engines\[0\]\.min_inflight: .*0"),
+        (
+            {"engines": [EngineSettings("http://a", max_inflight=4, min_inflight=5)]},
+            r"engines\[0\]\.min_inflight: .*4",
+        ),
+        ({"engines": [EngineSettings("http://a", scrape_seconds=0)]}, r"engines\[0\]\.scrape_seconds: .*0"),
+        (
+            {"engines": [EngineSettings("http://a", adaptive=True, scrape_seconds=None)]},
+            r"engines\[0\]\.adaptive: ",
+        ),
         ({"tenants": [TenantSettings("")]}, r"tenants\[0\]\.id"),
         ({"tenants": [ALICE, TenantSettings("alice")]}, r"tenants\[1\]\.id: .*'alice'"),
         ({"tenants": [TenantSettings("a", tier="gold")]}, r"tenants\[0\]\.tier: .*gold.*premium"),
@@ -279,3 +290,13 @@ def test_the_example_in_the_document_is_accepted(tmp_path: Path) -> None:
     example = re.search(r"```yaml\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     assert example is not None
     loaded(tmp_path, example[1]).check()
+
+
+@pytest.mark.parametrize(
+    ("max_inflight", "adaptive", "expected"),
+    [(None, None, True), (32, None, False), (32, True, True), (None, False, False)],
+)
+def test_a_limit_adapts_unless_the_operator_gave_one_or_says_otherwise(
+    max_inflight: int | None, adaptive: bool | None, expected: bool
+) -> None:
+    assert expected == EngineSettings("http://a", max_inflight=max_inflight, adaptive=adaptive).adapts

@@ -34,7 +34,8 @@ from driftsched.bench.plan import Block, interleaved, with_warmup
 from driftsched.bench.processes import running
 from driftsched.bench.results import live_text, write_live
 from driftsched.core.errors import ConfigError
-from driftsched.engines.openai import Discovery, OpenAIEngine
+from driftsched.engines.kinds import Discovery
+from driftsched.engines.openai import OpenAIEngine
 from driftsched.estimators import ESTIMATORS
 from driftsched.policies import POLICIES
 from driftsched.sim.conditions import capture_conditions

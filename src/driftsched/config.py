@@ -13,6 +13,7 @@ import yaml
 from driftsched.core.admission import Bounds
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tenant, Tier
+from driftsched.core.protocols import EngineKind
 from driftsched.core.revision import MAX_RERANKS
 
 T = TypeVar("T")
@@ -29,6 +30,18 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests it serves at once: about what fills its batch. Asked of the engine if left out, else 32."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key this engine wants."""
+    kind: EngineKind | None = None
+    """Which server it is; found out if left out."""
+    adaptive: bool | None = None
+    """Whether the limit follows what the engine says of itself; None: unless `max_inflight` is given."""
+    min_inflight: int = 1
+    """The least that an adaptive limit comes down to."""
+    scrape_seconds: float | None = 1.0
+    """Between two looks at the engine's metrics; None: it is never asked."""
+
+    @property
+    def adapts(self) -> bool:
+        return self.max_inflight is None if self.adaptive is None else self.adaptive
 
 
 class PartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -192,8 +205,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: must be between 0 and 65535, not {self.port}")
         for number, engine in enumerate(self.engines):
-            if engine.max_inflight is not None and engine.max_inflight < 1:
-                raise ConfigError(f"engines[{number}].max_inflight: must be at least 1, not {engine.max_inflight}")
+            _check_engine(f"engines[{number}]", engine)
         _check_tenants(self.tenants)
         _check_limits(self.limits)
         _check_journal(self.journal)
@@ -232,6 +244,19 @@ def _convert(document: object, kind: type[T], where: str) -> T:
 
 def _tenant(settings: TenantSettings) -> Tenant:
     return Tenant(settings.id, Tier.parse(settings.tier), settings.weight)
+
+
+def _check_engine(where: str, engine: EngineSettings) -> None:
+    if engine.max_inflight is not None and engine.max_inflight < 1:
+        raise ConfigError(f"{where}.max_inflight: must be at least 1, not {engine.max_inflight}")
+    if engine.min_inflight < 1:
+        raise ConfigError(f"{where}.min_inflight: must be at least 1, not {engine.min_inflight}")
+    if engine.max_inflight is not None and engine.min_inflight > engine.max_inflight:
+        raise ConfigError(f"{where}.min_inflight: must not be above max_inflight, {engine.max_inflight}")
+    if engine.scrape_seconds is not None and not 0.1 <= engine.scrape_seconds < inf:
+        raise ConfigError(f"{where}.scrape_seconds: must be a number of 0.1 or more, not {engine.scrape_seconds}")
+    if engine.adaptive and engine.scrape_seconds is None:
+        raise ConfigError(f"{where}.adaptive: without scrape_seconds nothing is known to adapt to")
 
 
 def _check_tenants(tenants: list[TenantSettings]) -> None:

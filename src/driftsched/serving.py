@@ -18,8 +18,10 @@ import uvloop
 from driftsched import __version__
 from driftsched.config import EngineSettings, Settings
 from driftsched.core.errors import ConfigError
+from driftsched.core.limit import MAX_LIMIT, AdaptiveLimit
 from driftsched.core.protocols import Accountable, Engine, Listener
 from driftsched.core.scheduler import Scheduler
+from driftsched.engines.control import DispatchControl, Patient
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.pool import EnginePool
 from driftsched.estimators import create_classifier, create_counter, create_estimator
@@ -52,6 +54,7 @@ def build_gateway(
     catalogue: Readiness,
     journal: Journal | None = None,
     state: StateKeeper | None = None,
+    control: DispatchControl | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
@@ -84,6 +87,8 @@ def build_gateway(
         lambda: journal.dropped if journal else 0,
         made_estimator.calibration if isinstance(made_estimator, Accountable) else tuple,
     )
+    if control is not None:
+        metrics.watch_engines(control.states)
     return Gateway(
         scheduler=scheduler,
         engine=engine,
@@ -133,35 +138,35 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     engines = [_http_engine(engine) for engine in settings.engines]
-    fixed = {e.name for e, s in zip(engines, settings.engines, strict=True) if s.max_inflight is not None}
-    pool = EnginePool(
-        [(e, s.max_inflight or DEFAULT_SLOTS) for e, s in zip(engines, settings.engines, strict=True)]
-    )
+    patients = [_patient(e, s) for e, s in zip(engines, settings.engines, strict=True)]
+    pool = EnginePool([(engine, patient.limit) for engine, patient in zip(engines, patients, strict=True)])
     queue = MemoryQueue(pool.slots)
 
-    async def use_slots(engine: str, slots: int) -> None:
-        if engine not in fixed:
-            pool.set_slots(engine, slots)
-            await queue.resize(pool.slots)
-            await gateway.dispatcher.dispatch()
+    async def use_limit(engine: str, limit: int) -> None:
+        pool.set_slots(engine, limit)
+        await queue.resize(pool.slots)
+        await gateway.dispatcher.dispatch()
 
-    catalogue = Catalogue(engines, on_slots=use_slots)
+    control = DispatchControl(patients, pool, on_limit=use_limit, waits=lambda: queue.num_waiting > 0)
+    catalogue = Catalogue(engines, on_slots=control.told)
     journal = None
     state = open_state(settings)
     try:
         journal = open_journal(settings)
         gateway = build_gateway(
-            settings, engine=pool, queue=queue, catalogue=catalogue, journal=journal, state=state
+            settings, engine=pool, queue=queue, catalogue=catalogue, journal=journal, state=state, control=control
         )
         with closing(listen(settings.host, settings.port)) as listener:
             if state is not None:
                 state.start()
             await catalogue.start()
+            control.start()
             gc.set_threshold(GC_THRESHOLD)
             gc.collect()
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
             await run_app(gateway, listener, "driftsched", drain_seconds=settings.limits.drain_seconds)
     finally:
+        await control.close()
         await catalogue.close()
         await pool.close()
         if journal is not None:
@@ -232,10 +237,25 @@ class _Server(uvicorn.Server):
             print(f"{self._what} listens on {url}", file=sys.stderr, flush=True)
 
 
+def _patient(engine: OpenAIEngine, settings: EngineSettings) -> Patient:
+    """The engine with the limit it starts with, and what may become of it."""
+    start = settings.max_inflight or DEFAULT_SLOTS
+    adaptive = None
+    if settings.adapts:
+        adaptive = AdaptiveLimit(start, floor=settings.min_inflight, ceiling=settings.max_inflight or MAX_LIMIT)
+    return Patient(engine, start, adaptive, settings.scrape_seconds)
+
+
 def _http_engine(settings: EngineSettings) -> OpenAIEngine:
     api_key = None
     if settings.api_key_env is not None:
         api_key = os.environ.get(settings.api_key_env)
         if not api_key:
             raise ConfigError(f"engines: the environment variable {settings.api_key_env} is not set")
-    return OpenAIEngine(settings.url, name=settings.name, api_key=api_key, max_inflight=settings.max_inflight)
+    return OpenAIEngine(
+        settings.url,
+        name=settings.name,
+        kind=settings.kind,
+        api_key=api_key,
+        max_inflight=settings.max_inflight,
+    )

@@ -12,7 +12,8 @@ import pytest
 from driftsched.core.errors import ConfigError, EngineError
 from driftsched.core.model import Request, Tenant, Tier, Usage
 from driftsched.core.protocols import Chunk, Engine
-from driftsched.engines.openai import Discovery, OpenAIEngine
+from driftsched.engines.kinds import Discovery
+from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.payload import Payload
 from driftsched.engines.wire import upstream_body
 from support.faulty_upstream import (
@@ -516,6 +517,22 @@ MODELS = b'{"object":"list","data":[{"id":"m1","object":"model","owned_by":"%b"}
         ({"/v1/models": MODELS % b"x", "/version": b'{"version":"0.33.0"}'}, (None, "vllm")),
         ({"/v1/models": MODELS % b"sglang", "/server_info": b'{"max_running_requests":48}'}, (48, "sglang")),
         ({"/v1/models": MODELS % b"sglang", "/server_info": b'{"max_running_requests":null}'}, (None, "sglang")),
+        (
+            {
+                "/v1/models": MODELS % b"sglang",
+                "/server_info": b'{"max_running_requests":null,"internal_states":['
+                b'{"effective_max_running_requests_per_dp":128},{"effective_max_running_requests_per_dp":128}]}',
+            },
+            (256, "sglang"),
+        ),
+        (
+            {
+                "/v1/models": MODELS % b"vllm",
+                "/server_info": b'{"vllm_config":{"scheduler_config":{"max_num_seqs":96}}}',
+            },
+            (96, "vllm"),
+        ),
+        ({"/v1/models": MODELS % b"vllm", "/server_info": b'{"vllm_config":"a text"}'}, (None, "vllm")),
         ({"/v1/models": MODELS % b"library", "/api/version": b'{"version":"0.9.0"}'}, (None, "ollama")),
         ({"/v1/models": MODELS % b"x"}, (None, "generic")),
         ({"/v1/models": MODELS % b"x", "/props": b'{"total_slots":true}', "/version": b"[]"}, (None, "generic")),
@@ -530,6 +547,15 @@ async def test_an_engine_is_recognised_by_what_it_tells(
         found = await engine.discover()
         await engine.close()
     assert Discovery(("m1", "m2"), *expected) == found
+
+
+async def test_what_the_operator_says_it_is_counts_and_only_what_such_a_server_would_say() -> None:
+    routed = {"/v1/models": answer(MODELS % b"x"), "/props": answer(b'{"total_slots":4}')}
+    async with FaultyUpstream(status(404, b"{}"), routes=routed) as upstream:
+        engine = OpenAIEngine(upstream.url, kind="vllm")
+        found = await engine.discover()
+        await engine.close()
+    assert Discovery(("m1", "m2"), None, "vllm") == found
 
 
 async def test_a_server_that_answers_every_question_with_the_same_document_is_generic() -> None:

@@ -312,7 +312,7 @@ class FaultyUpstream:
         exchange = Exchange(seen, writer, self._proceed)
         leaving = asyncio.ensure_future(_watch_client(reader, seen))
         try:
-            await self._behaviour(seen.path)(exchange)
+            await self._behaviour(seen.path.partition("?")[0])(exchange)
         except ConnectionError:
             seen.client_gone.set()
             raise

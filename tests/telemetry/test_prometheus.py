@@ -20,6 +20,7 @@ from driftsched.core.events import (
     Rejected,
     Reranked,
 )
+from driftsched.core.limit import EngineState, Vitals
 from driftsched.core.model import Calibration, Estimate, Load, Request, Tenant, Ticket, Tier, Usage
 from driftsched.telemetry.prometheus import MAX_KIND_SERIES, PrometheusListener
 
@@ -63,9 +64,14 @@ ALL_EVENTS: list[Event] = [
 ]
 
 
+WATCHED = EngineState("gpu-1", 33, 32, Vitals(31, 1, 0.75, 4), failed_scrapes=2, changes={"engine_queue": 3})
+SILENT = EngineState("gpu-2", 16, 5, None)
+
+
 def listener_told_of(*events: Event) -> PrometheusListener:
     listener = PrometheusListener(policy="fair", estimator="calibrated", version="1.2.3", wall_clock=lambda: 1.75e9)
     listener.watch(lambda: LOAD, calibration=lambda: [DRIFTED])
+    listener.watch_engines(lambda: [WATCHED, SILENT])
     for event in events:
         listener(event)
     return listener
@@ -223,3 +229,19 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
         exported[family.name + ("_total" if family.type == "counter" else "")] = (family.type, labels)
     assert len(rows) == len(documented)
     assert exported == documented
+
+
+def test_engines_tell_of_themselves_and_of_one_that_does_not_there_is_its_limit_alone() -> None:
+    exported = {name: value for name, value in samples().items() if name.startswith("driftsched_engine_")}
+    assert {
+        "driftsched_engine_limit_requests{'engine': 'gpu-1'}": 33,
+        "driftsched_engine_limit_requests{'engine': 'gpu-2'}": 16,
+        "driftsched_engine_inflight_requests{'engine': 'gpu-1'}": 32,
+        "driftsched_engine_inflight_requests{'engine': 'gpu-2'}": 5,
+        "driftsched_engine_running_requests{'engine': 'gpu-1'}": 31,
+        "driftsched_engine_waiting_requests{'engine': 'gpu-1'}": 1,
+        "driftsched_engine_kv_usage_ratio{'engine': 'gpu-1'}": 0.75,
+        "driftsched_engine_failed_scrapes_total{'engine': 'gpu-1'}": 2,
+        "driftsched_engine_failed_scrapes_total{'engine': 'gpu-2'}": 0,
+        "driftsched_engine_limit_changes_total{'engine': 'gpu-1', 'reason': 'engine_queue'}": 3,
+    } == exported

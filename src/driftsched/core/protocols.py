@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from driftsched.core.events import Event
 from driftsched.core.model import Calibration, Estimate, Load, Request, Ticket, Usage, Why
@@ -200,6 +200,10 @@ class Chunk:
     """The chunk holds the usage and nothing else: hidden from a client that did not ask for it."""
     finish_reason: str | None = None
     """`stop`, `length`, `tool_calls`, ...: set on the chunk that ends a choice."""
+
+
+EngineKind = Literal["llama.cpp", "vllm", "sglang", "ollama", "generic"]
+"""The servers that are told apart."""
 
 
 @dataclass(frozen=True, slots=True)

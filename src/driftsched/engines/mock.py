@@ -99,6 +99,10 @@ class MockServer:
         lines = [
             f'# TYPE {gauge} gauge\n{gauge}{{model_name="{name}"}} {value}\n' for gauge, value in gauges.items()
         ]
+        preempted = "vllm:num_preemptions"
+        lines.append(
+            f'# TYPE {preempted} counter\n{preempted}_total{{model_name="{name}"}} {model.num_preemptions}\n'
+        )
         return b"text/plain; version=0.0.4; charset=utf-8", "".join(lines).encode()
 
     async def _complete(self, path: str, receive: Receive, send: Send) -> None:

@@ -139,6 +139,7 @@ class BatchModel:
         ] = []  # (finish step, when it joined, job); stale ones are skipped
         self._milestones: list[tuple[int, int, _Job]] = []  # the same of milestones
         self._num_joined = 0
+        self.num_preemptions = 0  # times that a job lost its seat for want of KV room
         self._done: list[str] = []  # static: finished members of a batch that still runs
 
     @property
@@ -274,6 +275,7 @@ class BatchModel:
         """Preempt until every decoding job can grow by a token. One job alone always can: see `add`."""
         while self._context_tokens + self._reserved_tokens + self._num_decoding > self.kv_tokens:
             _, job = self._running.popitem()
+            self.num_preemptions += 1
             self._release(job)
             self._line.appendleft(job)
 

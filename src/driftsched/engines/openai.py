@@ -4,24 +4,24 @@ import asyncio
 import io
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass
 from math import inf
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from driftsched.core.errors import ConfigError, EngineError
+from driftsched.core.limit import Vitals
 from driftsched.core.model import Request
-from driftsched.core.protocols import Chunk, Saturation
+from driftsched.core.protocols import Chunk, EngineKind, Saturation
 from driftsched.engines.failures import refusal
+from driftsched.engines.kinds import Discovery, recognise
 from driftsched.engines.payload import Payload
 from driftsched.engines.sse import EventScanner
+from driftsched.engines.vitals import MAX_METRICS_BYTES, read_metrics, read_slots
 from driftsched.engines.wire import document_chunk, upstream_body
-
-EngineKind = Literal["llama.cpp", "vllm", "sglang", "ollama", "generic"]
 
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 """Largest answer accepted in one piece."""
@@ -44,20 +44,11 @@ _STRIPPED_HEADERS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Discovery:
-    """What an engine tells about itself."""
-
-    models: tuple[str, ...]
-    slots: int | None
-    """Requests it serves at the same time; None if it does not say."""
-    kind: EngineKind
-
-
 class OpenAIEngine:
     """A model server reached over HTTP, always asked to stream.
 
-    `url` is `http://host:port`, with or without `/v1`. `api_key` is the gateway's own key for the engine.
+    `url` is `http://host:port`, with or without `/v1`. `kind` is which server it is; None: to be found out by
+    `discover`. `api_key` is the gateway's own key for the engine.
     `max_inflight` (>= 1) is what `saturation` measures against; None means that the engine never counts as full.
     Seconds are > 0: `connect_timeout_seconds` to resolve and connect, `first_byte_timeout_seconds` from the call to
     the first byte of the answer (the engine's own queue and the prompt included), `idle_timeout_seconds` between
@@ -69,6 +60,7 @@ class OpenAIEngine:
         url: str,
         *,
         name: str | None = None,
+        kind: EngineKind | None = None,
         api_key: str | None = None,
         max_inflight: int | None = None,
         connect_timeout_seconds: float = 5.0,
@@ -77,6 +69,7 @@ class OpenAIEngine:
     ) -> None:
         self._root = _server_root(url)
         self._name = name or urlsplit(self._root).netloc
+        self._kind = kind
         self._max_inflight = None if max_inflight is None else _positive("max_inflight", max_inflight)
         self._connect_seconds = _positive("connect_timeout_seconds", connect_timeout_seconds)
         self._first_byte_seconds = _positive("first_byte_timeout_seconds", first_byte_timeout_seconds)
@@ -153,22 +146,32 @@ class OpenAIEngine:
             self._models(),
             self._probe("/props"),
             self._probe("/version"),
-            self._probe("/server_info"),
+            self._probe("/server_info?config_format=json"),  # vLLM in development mode; SGLang ignores the query
             self._probe("/api/version"),
         )
-        owners = [entry.get("owned_by") for entry in listing]
-        slots = _count(props.get("total_slots"))
-        running = _count(server_info.get("max_running_requests"))
-        kind: EngineKind = "generic"
-        if "llamacpp" in owners or slots is not None:
-            kind = "llama.cpp"
-        elif "sglang" in owners or running is not None:
-            kind, slots = "sglang", running
-        elif "vllm" in owners or isinstance(version.get("version"), str):
-            kind = "vllm"
-        elif isinstance(ollama.get("version"), str):
-            kind = "ollama"
-        return Discovery(tuple(entry["id"] for entry in listing), slots, kind)
+        found = recognise(
+            listing, props=props, version=version, server_info=server_info, ollama=ollama, kind=self._kind
+        )
+        self._kind = found.kind
+        return found
+
+    async def vitals(self) -> Vitals | None:
+        """What the engine says of its batch, its queue and its memory; None if it says nothing.
+
+        Raises `EngineError` if it could not be asked.
+        """
+        if self._kind == "ollama":  # it has nothing of the kind
+            return None
+        try:
+            status, page = await self._get("/metrics", MAX_METRICS_BYTES)
+            vitals = read_metrics(page) if status == 200 else None
+            if vitals is None and self._kind == "llama.cpp":
+                status, document = await self._get("/slots", MAX_METRICS_BYTES)
+                vitals = read_slots(_decoded(document)) if status == 200 else None
+        except (aiohttp.ClientError, OSError) as error:
+            why = str(error) or "no answer in time"
+            raise EngineError(503, "engine_unreachable", f"cannot ask {self._root}/metrics: {why}") from error
+        return vitals
 
     async def close(self) -> None:
         """Close all connections; answers still under way break off."""
@@ -266,14 +269,14 @@ class OpenAIEngine:
             return {}
         return _object(document) if status == 200 else {}
 
-    async def _get(self, path: str) -> tuple[int, bytes]:
+    async def _get(self, path: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
         response = await self._unpooled().get(
             self._root + path, headers=self._headers, timeout=timeout, allow_redirects=False
         )
         answer = _Answer(response, PROBE_SECONDS)
         try:
-            return response.status, await answer.rest(b"", MAX_DOCUMENT_BYTES)
+            return response.status, await answer.rest(b"", max_bytes)
         finally:
             answer.close()
 
@@ -412,13 +415,13 @@ def _sendable(body: bytes) -> bytes | io.BytesIO:
 
 def _object(document: bytes) -> dict[str, Any]:
     """The JSON object in `document`, empty if it is something else."""
-    try:
-        fields = msgspec.json.decode(document)
-    except (msgspec.DecodeError, RecursionError):
-        return {}
+    fields = _decoded(document)
     return fields if isinstance(fields, dict) else {}
 
 
-def _count(value: object) -> int | None:
-    """`value` if it can be a number of slots."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+def _decoded(document: bytes) -> Any:
+    """What the JSON in `document` says; None if it is none."""
+    try:
+        return msgspec.json.decode(document)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

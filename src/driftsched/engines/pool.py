@@ -1,12 +1,16 @@
 """Several replicas of one model server, used as one engine."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from time import monotonic
 
 from driftsched.core.errors import EngineError
 from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, Engine, Saturation
+
+FirstTokenListener = Callable[[int, float], None]
+"""Told the prompt tokens of a request and the seconds from its dispatch to its first token."""
 
 PASSED_OVER = frozenset({"engine_unreachable", "engine_busy"})
 """Kinds of failure after which another replica is asked."""
@@ -17,6 +21,7 @@ class _Member:
     engine: Engine
     slots: int
     num_inflight: int = 0
+    on_first_token: FirstTokenListener | None = None
 
 
 class EnginePool:
@@ -49,16 +54,30 @@ class EnginePool:
             if member.engine.name == name:
                 member.slots = slots
 
+    def inflight_of(self, name: str) -> int:
+        """Requests that the engine called `name` is answering for the pool."""
+        return sum(member.num_inflight for member in self._members if member.engine.name == name)
+
+    def time_first_tokens(self, name: str, listener: FirstTokenListener) -> None:
+        """Tell `listener` of every first token of the engine called `name`."""
+        for member in self._members:
+            if member.engine.name == name:
+                member.on_first_token = listener
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """The answer of one replica. Raises the `EngineError` of the last one tried."""
         candidates = await self._by_preference()
         for member in candidates:
             is_answering = False
             member.num_inflight += 1
+            listener, asked_at = member.on_first_token, monotonic()
             try:
                 async with aclosing(member.engine.generate(request)) as chunks:
                     async for chunk in chunks:
                         is_answering = True
+                        if listener is not None and chunk.completion_tokens:
+                            listener(request.prompt_tokens, monotonic() - asked_at)
+                            listener = None
                         yield chunk
             except EngineError as error:
                 if is_answering or error.kind not in PASSED_OVER or member is candidates[-1]:

@@ -25,6 +25,7 @@ from driftsched.core.events import (
     Rejected,
     Reranked,
 )
+from driftsched.core.limit import EngineState, Vitals
 from driftsched.core.model import Calibration, Load, Tier
 
 _logger = logging.getLogger(__name__)
@@ -106,6 +107,10 @@ class PrometheusListener:
         self.registry.register(_Dropped(dropped_rows))
         self.registry.register(_Calibrations(calibration))
 
+    def watch_engines(self, states: Callable[[], Iterable[EngineState]]) -> None:
+        """Export the limit of each engine and what it says of itself, read at each scrape. Call once."""
+        self.registry.register(_Engines(states))
+
     def export(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -180,6 +185,41 @@ class _Dropped(Collector):
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         yield CounterMetricFamily("driftsched_journal_dropped", "Rows that the journal lost", value=self._value())
+
+
+class _Engines(Collector):
+    """What is known of the engines; there is no series for what one does not say."""
+
+    def __init__(self, states: Callable[[], Iterable[EngineState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        engine = ["engine"]
+        limit = GaugeMetricFamily("driftsched_engine_limit_requests", "Requests it may hold", labels=engine)
+        inflight = GaugeMetricFamily("driftsched_engine_inflight_requests", "It was given", labels=engine)
+        running = GaugeMetricFamily("driftsched_engine_running_requests", "In its batch", labels=engine)
+        waiting = GaugeMetricFamily("driftsched_engine_waiting_requests", "In its own queue", labels=engine)
+        memory = GaugeMetricFamily("driftsched_engine_kv_usage_ratio", "Context memory in use", labels=engine)
+        failed = CounterMetricFamily("driftsched_engine_failed_scrapes", "Metrics not to be had", labels=engine)
+        changes = CounterMetricFamily(
+            "driftsched_engine_limit_changes", "Moves of the limit", labels=["engine", "reason"]
+        )
+        for state in self._states():
+            name = [state.name]
+            limit.add_metric(name, state.limit)
+            inflight.add_metric(name, state.inflight)
+            failed.add_metric(name, state.failed_scrapes)
+            for reason, number in state.changes.items():
+                changes.add_metric([state.name, reason], number)
+            told = state.vitals or Vitals()
+            for family, value in (
+                (running, told.running),
+                (waiting, told.waiting),
+                (memory, told.kv_usage),
+            ):
+                if value is not None:
+                    family.add_metric(name, value)
+        yield from (limit, inflight, running, waiting, memory, failed, changes)
 
 
 class _Calibrations(Collector):
