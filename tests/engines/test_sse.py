@@ -214,6 +214,19 @@ def test_an_event_that_is_not_json_is_garbage() -> None:
     assert (failure_of(b"data: <html>\n\n").status, failure_of(b"data: {]\n\n").kind) == (502, "garbage")
 
 
+@pytest.mark.parametrize("text", [b'"\\x"', b'"\\u12g4"', b'"\xff"', b'"\x01"', b'"a" "b"', b'"a'])
+def test_an_event_that_differs_from_the_one_before_in_a_broken_text_is_garbage(text: bytes) -> None:
+    broken = content_event("TEXT").replace(b'"TEXT"', text)
+    chunks, failure = scan(content_event("a") + content_event("b") + broken + DONE)
+    assert failure is not None
+    assert ("garbage", 2) == (failure.kind, chunks[-1].completion_tokens)
+
+
+@given(st.lists(st.text(max_size=8), max_size=12))
+def test_events_that_differ_in_their_texts_count_a_token_for_each_that_is_not_empty(texts: list[str]) -> None:
+    assert len([text for text in texts if text]) == tokens_of(*map(content_event, texts), DONE)
+
+
 def test_an_event_of_a_foreign_shape_is_relayed_unread() -> None:
     text = event(choices="none", progress=1) + event(delta=[1]) + b"data: 5\n\n" + finish_event() + DONE
     chunks, failure = scan(text)

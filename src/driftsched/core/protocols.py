@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from driftsched.core.events import Event
 from driftsched.core.model import Calibration, Estimate, Load, Request, Ticket, Usage, Why
@@ -186,8 +186,7 @@ class Queue(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A piece of an answer as it left the engine."""
 
     data: bytes

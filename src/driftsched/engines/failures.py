@@ -60,7 +60,7 @@ def _detail(document: bytes) -> dict[str, str | None] | None:
     """Message, type, param and code of an error document in any of the known forms; None if it has no message."""
     try:
         fields = msgspec.json.decode(document)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not isinstance(fields, dict):
         return None

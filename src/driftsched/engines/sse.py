@@ -17,6 +17,12 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 # ends, which the specification allows too, are sent by no engine and are not recognised.
 _EVENT_END = re.compile(rb"\n\r?\n")
 
+# A text that is not empty, and is nothing that JSON would not accept.
+_PLAIN = rb'[^"\\\x00-\x1f]*+'
+_TEXT = rb'"(?!")' + _PLAIN + rb'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})' + _PLAIN + rb')*+"'
+_match_text = re.compile(_TEXT).match
+_find_contents = re.compile(rb'("(?:content|text|reasoning_content|reasoning)": ?)(' + _TEXT + rb")").findall
+
 _DONE = Answer()
 _OPAQUE = Answer()  # a comment, or an event of a shape unknown to us: relayed, and nothing read from it
 
@@ -27,6 +33,9 @@ class EventScanner:
     All chunks joined give the bytes fed, whatever the blocks they came in: a run of events becomes one chunk, but
     an event which carries usage and nothing else is a chunk of its own (`Chunk.usage_only`). Every choice that adds
     text, reasoning or a piece of a tool call counts as one completion token until the engine states its usage.
+
+    Nearly all events of a stream differ in nothing but a piece of text. What stands around it in the last such event
+    is remembered, so that the next ones are told by two comparisons, without reading JSON.
 
     What goes wrong is kept in `failure` rather than raised, because the chunks before it are still good: deliver
     what `feed` or `finish` returned, then raise `failure` if it is set. Nothing is read after it.
@@ -42,6 +51,8 @@ class EventScanner:
         self._finish_reason: str | None = None
         self._account_so_far: Usage | None = None  # the sum of the events that carry usage and nothing else
         self._finished: dict[int, bool] = {}  # by index of the choice
+        self._prefix = b"\n"  # no event starts with it
+        self._suffix = b""
 
     @property
     def complete(self) -> bool:
@@ -56,7 +67,11 @@ class EventScanner:
         searched = max(0, len(self._tail) - 2)  # an event end may have begun in the last two bytes
         chunks: list[Chunk] = []
         sent = end = 0
-        for match in _EVENT_END.finditer(data, searched):
+        while True:
+            end = self._pass_plain(data, end)
+            match = _EVENT_END.search(data, max(searched, end)) if end < len(data) else None
+            if match is None:
+                break
             start, end = end, match.end()
             event = self._read(data[start:end])
             if event is None:
@@ -70,10 +85,34 @@ class EventScanner:
             if alone:
                 chunks.append(self._chunk(data[start:end], usage_only=True))
                 sent = end
+            elif _is_plain(event):
+                self._remember_surroundings(data[start:end])
         if sent < end:
             chunks.append(self._chunk(data[sent:end]))
         self._keep(data[end:])
         return chunks
+
+    def _pass_plain(self, data: bytes, start: int) -> int:
+        """Count the events from `start` on that are like the remembered one but for their text; where they end."""
+        prefix, suffix = self._prefix, self._suffix
+        is_ascii = data.isascii()
+        end = start
+        while data.startswith(prefix, end):
+            text = _match_text(data, end + len(prefix))
+            if text is None or not data.startswith(suffix, text.end()):
+                break
+            if not is_ascii and not _is_utf8(text.group()):
+                break
+            end = text.end() + len(suffix)
+            self._completion_tokens += 1
+        return end
+
+    def _remember_surroundings(self, event: bytes) -> None:
+        found = _find_contents(event)
+        if len(found) == 1 and event.startswith(b"data:") and event.count(b"\ndata:") == 0:
+            key, text = found[0]
+            start = event.index(key + text) + len(key)
+            self._prefix, self._suffix = event[:start], event[start + len(text) :]
 
     def finish(self) -> list[Chunk]:
         """What is left when the engine closes the stream: a last event that lacks only its empty line.
@@ -150,7 +189,7 @@ def _parse(text: bytes) -> Answer | None:
     if text.startswith(b"data:"):  # the ordinary event is one line of JSON, and JSON does not mind the line end
         try:
             return decode_answer(text[5:])
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
     data = _data(text)
     if not data:
@@ -161,8 +200,30 @@ def _parse(text: bytes) -> Answer | None:
         return decode_answer(data)
     except (msgspec.ValidationError, RecursionError):
         return _OPAQUE
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def _is_plain(event: Answer) -> bool:
+    """It adds content to one choice, and says nothing else."""
+    choices = event.choices
+    return (
+        event.usage is None
+        and choices is not None
+        and len(choices) == 1
+        and choices[0].finish_reason is None
+        and choices[0].has_content()
+    )
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _data(text: bytes) -> bytes:

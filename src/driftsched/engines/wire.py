@@ -24,7 +24,7 @@ def upstream_body(payload: Payload) -> bytes:
     """
     try:
         fields = msgspec.json.decode(payload.body, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError(400, "engine_rejected", f"the request body is not a JSON object: {error}") from error
     fields.pop("service_tier", None)
     if payload.stream or _can_stream(fields):
@@ -126,7 +126,7 @@ def document_chunk(document: bytes) -> Chunk:
     """A whole JSON answer as one chunk. Raises `EngineError` if it is an error document or no completion at all."""
     try:
         answer = decode_answer(document)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError(502, "garbage", f"the engine's answer is not a completion: {error}") from error
     if answer.is_error():
         raise streamed_refusal(document)

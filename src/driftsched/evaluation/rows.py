@@ -357,5 +357,5 @@ def _messages(columns: _Columns) -> Sequence[_Message]:
         if isinstance(value, str):
             return msgspec.json.decode(value, type=list[_Message])
         return msgspec.convert(value, list[_Message])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise columns.error("messages", f"must be a list of messages as in the OpenAI API: {error}") from None

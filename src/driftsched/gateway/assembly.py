@@ -22,7 +22,7 @@ _CONTENT = re.compile(rb'("content": ?)("(?:[^"\\]|\\.)*")')
 
 
 # What comes of reading a value as what it should be: an engine need not stream the shape that it should stream.
-_MISSHAPEN = (msgspec.DecodeError, RecursionError, AttributeError, TypeError)
+_MISSHAPEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError)
 
 
 class Assembler:
@@ -47,7 +47,7 @@ class Assembler:
                 try:
                     self._plain_texts.append(_decode_text(line[len(self._prefix) : -len(self._suffix)]))
                     continue
-                except msgspec.DecodeError:
+                except (msgspec.DecodeError, UnicodeDecodeError):
                     pass  # more than a text stands in between
             if line.startswith(b"data:"):
                 payload = line[5:].strip()
