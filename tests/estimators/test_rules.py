@@ -8,7 +8,7 @@ import pytest
 from driftsched.bench import prompts as bench_prompts
 from driftsched.estimators.bayes import MIN_PROMPTS
 from driftsched.estimators.categories import CATEGORIES, OTHER, KeywordClassifier
-from driftsched.estimators.rules import MAX_CHARS, Letter, Rules, judge
+from driftsched.estimators.rules import MAX_CHARS, READ_ALL, READ_EVERY, Letter, Rules, judge
 from driftsched.sim import prompts as sim_prompts
 from support.labelled import labelled_prompts
 
@@ -140,6 +140,18 @@ def test_prompts_without_a_verdict_teach_nothing() -> None:
     rules.learn("the ostler gannet plover")
     rules.classify("Implement the ostler gannet plover in Python")
     assert before == rules.snapshot()
+
+
+def test_once_a_thousand_prompts_were_read_one_of_eight_is() -> None:
+    rules = Rules()
+    for _ in range(READ_ALL):
+        rules.learn("the fiddle")
+    changes = 0
+    for _ in range(READ_EVERY):
+        before = rules.snapshot()
+        rules.learn("Implement the ostler gannet plover in Python")
+        changes += before != rules.snapshot()
+    assert 1 == changes
 
 
 def test_what_was_learnt_survives_as_plain_data_and_adds_up() -> None:

@@ -46,6 +46,11 @@ MATERIAL_WEIGHT = 0.5
 MARGIN = 6.0
 """Logarithm of the odds at which a prompt without a verdict is reassigned: 400 to 1; the model is overconfident."""
 
+READ_ALL = 1_000
+"""Prompts of which every one is learnt from."""
+READ_EVERY = 8
+"""Of those after them, one in so many is: words change slowly, and reading a prompt again costs time."""
+
 SHORT, SUMMARY, TECHNICAL, REPORT = "short_qa", "summary", "technical", "report"
 ALL_CATEGORIES = (SHORT, SUMMARY, TECHNICAL, REPORT, OTHER)
 
@@ -63,6 +68,7 @@ class Rules:
         """`reassign`: false leaves every prompt without a verdict `other`."""
         self._reassign = reassign
         self._model = WordModel(ALL_CATEGORIES, MARGIN)
+        self._num_served = 0
 
     def classify(self, prompt: str) -> str:
         letter = Letter(prompt)
@@ -73,9 +79,12 @@ class Rules:
 
     def learn(self, prompt: str) -> None:
         """Remembers the words of a prompt on which the rules have a verdict, and forgets all others at once."""
+        self._num_served += 1
+        if not self._reassign or (self._num_served > READ_ALL and self._num_served % READ_EVERY):
+            return
         letter = Letter(prompt)
         verdict = judge(letter)
-        if verdict is not None and self._reassign:
+        if verdict is not None:
             self._model.learn(verdict, letter.wanted)
 
     def snapshot(self) -> dict[str, object]:
