@@ -17,14 +17,53 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 # ends, which the specification allows too, are sent by no engine and are not recognised.
 _EVENT_END = re.compile(rb"\n\r?\n")
 
-# A text that is not empty, and is nothing that JSON would not accept.
-_PLAIN = rb'[^"\\\x00-\x1f]*+'
-_TEXT = rb'"(?!")' + _PLAIN + rb'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})' + _PLAIN + rb')*+"'
-_match_text = re.compile(_TEXT).match
-_find_contents = re.compile(rb'("(?:content|text|reasoning_content|reasoning)": ?)(' + _TEXT + rb")").findall
-
 _DONE = Answer()
 _OPAQUE = Answer()  # a comment, or an event of a shape unknown to us: relayed, and nothing read from it
+
+
+_find_contents = re.compile(
+    rb'("(?:content|text|reasoning_content|reasoning)": ?)("(?:[^"\\]|\\.)*")',
+).findall
+_decode_texts = msgspec.json.Decoder(list[str]).decode
+
+
+class Alike:
+    """Knows the events of a stream that differ from a remembered one in nothing but a piece of text.
+
+    Inside a JSON string a quote has a backslash before it and a line never ends: so neither what stands before the
+    text nor what stands behind it can be part of it.
+    """
+
+    def __init__(self) -> None:
+        self._before = b"\n"  # no event starts with it
+        self._behind = b""
+
+    def remember(self, event: bytes) -> None:
+        """An event on one line that adds a text to an answer; forgotten for the next one."""
+        found = _find_contents(event)
+        if len(found) != 1 or not event.startswith(b"data:") or event.find(b"\n") != len(event) - 2:
+            return
+        key, text = found[0]
+        start = event.index(key + text) + len(key)
+        self._before, self._behind = event[:start], event[start + len(text) :]
+
+    def take(self, data: bytes, start: int) -> tuple[list[str], int]:
+        """The texts of the run of such events that begins at `start`, and where it ends; nothing if none does."""
+        before, behind = self._before, self._behind
+        num_behind = len(behind)
+        if not data.startswith(before, start):
+            return [], start
+        *pieces, last = data[start + len(before) :].split(before)
+        written = [piece[:-num_behind] for piece in pieces if piece.endswith(behind)]
+        if len(written) == len(pieces) and (cut := last.find(behind)) >= 0:
+            written.append(last[:cut])
+        try:
+            texts = _decode_texts(b"[" + b",".join(written) + b"]")
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return [], start
+        if len(texts) != len(written) or len(written) < len(pieces):
+            return [], start  # something else stands in between
+        return texts, start + sum(map(len, written)) + len(written) * (len(before) + num_behind)
 
 
 class EventScanner:
@@ -34,8 +73,7 @@ class EventScanner:
     an event which carries usage and nothing else is a chunk of its own (`Chunk.usage_only`). Every choice that adds
     text, reasoning or a piece of a tool call counts as one completion token until the engine states its usage.
 
-    Nearly all events of a stream differ in nothing but a piece of text. What stands around it in the last such event
-    is remembered, so that the next ones are told by two comparisons, without reading JSON.
+    Nearly all events of a stream differ in nothing but a piece of text, and are not read as JSON (`Alike`).
 
     What goes wrong is kept in `failure` rather than raised, because the chunks before it are still good: deliver
     what `feed` or `finish` returned, then raise `failure` if it is set. Nothing is read after it.
@@ -51,8 +89,7 @@ class EventScanner:
         self._finish_reason: str | None = None
         self._account_so_far: Usage | None = None  # the sum of the events that carry usage and nothing else
         self._finished: dict[int, bool] = {}  # by index of the choice
-        self._prefix = b"\n"  # no event starts with it
-        self._suffix = b""
+        self._alike = Alike()
 
     @property
     def complete(self) -> bool:
@@ -68,7 +105,8 @@ class EventScanner:
         chunks: list[Chunk] = []
         sent = end = 0
         while True:
-            end = self._pass_plain(data, end)
+            texts, end = self._alike.take(data, end)
+            self._completion_tokens += sum(map(bool, texts))
             match = _EVENT_END.search(data, max(searched, end)) if end < len(data) else None
             if match is None:
                 break
@@ -86,33 +124,11 @@ class EventScanner:
                 chunks.append(self._chunk(data[start:end], usage_only=True))
                 sent = end
             elif _is_plain(event):
-                self._remember_surroundings(data[start:end])
+                self._alike.remember(data[start:end])
         if sent < end:
             chunks.append(self._chunk(data[sent:end]))
         self._keep(data[end:])
         return chunks
-
-    def _pass_plain(self, data: bytes, start: int) -> int:
-        """Count the events from `start` on that are like the remembered one but for their text; where they end."""
-        prefix, suffix = self._prefix, self._suffix
-        is_ascii = data.isascii()
-        end = start
-        while data.startswith(prefix, end):
-            text = _match_text(data, end + len(prefix))
-            if text is None or not data.startswith(suffix, text.end()):
-                break
-            if not is_ascii and not _is_utf8(text.group()):
-                break
-            end = text.end() + len(suffix)
-            self._completion_tokens += 1
-        return end
-
-    def _remember_surroundings(self, event: bytes) -> None:
-        found = _find_contents(event)
-        if len(found) == 1 and event.startswith(b"data:") and event.count(b"\ndata:") == 0:
-            key, text = found[0]
-            start = event.index(key + text) + len(key)
-            self._prefix, self._suffix = event[:start], event[start + len(text) :]
 
     def finish(self) -> list[Chunk]:
         """What is left when the engine closes the stream: a last event that lacks only its empty line.
@@ -214,16 +230,6 @@ def _is_plain(event: Answer) -> bool:
         and choices[0].finish_reason is None
         and choices[0].has_content()
     )
-
-
-def _is_utf8(text: bytes) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _data(text: bytes) -> bytes:

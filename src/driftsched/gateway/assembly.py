@@ -4,22 +4,18 @@ The gateway always asks engines to stream, whatever the client asked for: it see
 engines notice that a client left only while they stream to it.
 """
 
-import re
 from typing import Any
 
 import msgspec
 
 from driftsched.core.errors import EngineError
+from driftsched.engines.sse import Alike
 
 _decode = msgspec.json.decode
-_decode_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.encode
 
 _REPLACED = frozenset({"id", "index", "name", "object", "role", "type", "model", "finish_reason", "stop_reason"})
 """Strings that a later chunk states anew; every other string in a delta continues the one before."""
-
-_CONTENT = re.compile(rb'("content": ?)("(?:[^"\\]|\\.)*")')
-
 
 # What comes of reading a value as what it should be: an engine need not stream the shape that it should stream.
 _MISSHAPEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError)
@@ -28,27 +24,24 @@ _MISSHAPEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Attribute
 class Assembler:
     """Puts the chunks of a stream together into the document that a call without `stream` is answered with.
 
-    Nearly all chunks of a stream differ in nothing but a piece of text. What stands around it in the last such
-    chunk is remembered, so that the next one costs two comparisons and the decoding of a string.
+    Nearly all events of a stream differ in nothing but a piece of text, and are not read as JSON (`Alike`).
     """
 
     def __init__(self) -> None:
-        self._prefix = b"\n"  # no line starts with it
-        self._suffix = b""
-        self._plain_texts: list[str] = []  # where text between prefix and suffix belongs
+        self._alike = Alike()
+        self._plain_texts: list[str] = []  # where the text of those belongs
         self._document: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._texts: dict[int, list[str]] = {}  # the content, the part that grows long, in pieces
 
     def feed(self, data: bytes) -> None:
         """Whole server-sent events, each with its data on one line. Raises `EngineError` (502)."""
-        for line in data.split(b"\n"):
-            if line.startswith(self._prefix) and line.endswith(self._suffix):
-                try:
-                    self._plain_texts.append(_decode_text(line[len(self._prefix) : -len(self._suffix)]))
-                    continue
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    pass  # more than a text stands in between
+        end = 0
+        while end < len(data):
+            texts, end = self._alike.take(data, end)
+            self._plain_texts += texts
+            start, end = end, (data.find(b"\n", end) + 1) or len(data)
+            line = data[start:end]
             if line.startswith(b"data:"):
                 payload = line[5:].strip()
                 if payload != b"[DONE]":
@@ -81,16 +74,14 @@ class Assembler:
     def _add(self, line: bytes, chunk: dict[str, Any]) -> None:
         choices = chunk.pop("choices")
         if len(choices) == 1 and (choices[0].get("delta") or {}).keys() == {"content"}:
-            self._remember_surroundings(line, choices[0].get("index", 0))
+            self._remember(line, choices[0].get("index", 0))
         for choice in choices:
             self._add_choice(choice)
         _merge(self._document, chunk, replace_strings=True)
 
-    def _remember_surroundings(self, line: bytes, index: int) -> None:
-        found = _CONTENT.findall(line)
-        if len(found) == 1 and line.count(b"[") == 1:  # lists are added up: the one of choices is the only one here
-            start = line.index(found[0][0]) + len(found[0][0])
-            self._prefix, self._suffix = line[:start], line[start + len(found[0][1]) :]
+    def _remember(self, line: bytes, index: int) -> None:
+        if line.count(b"[") == 1:  # lists are added up: the one of choices is the only one here
+            self._alike.remember(line + b"\n")
             self._plain_texts = self._texts.setdefault(index, [])
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
