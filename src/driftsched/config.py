@@ -5,7 +5,7 @@ from hashlib import sha256
 from ipaddress import ip_address
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -36,6 +36,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the limit follows what the engine says of itself; None: unless `max_inflight` is given."""
     min_inflight: int = 1
     """The least that an adaptive limit comes down to."""
+    priority: bool | Literal["client"] = False
+    """Whether it is told how urgent a request is; "client": what the client says of it is passed on."""
     scrape_seconds: float | None = 1.0
     """Between two looks at the engine's metrics; None: it is never asked."""
 

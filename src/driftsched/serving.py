@@ -257,5 +257,6 @@ def _http_engine(settings: EngineSettings) -> OpenAIEngine:
         name=settings.name,
         kind=settings.kind,
         api_key=api_key,
+        priority=settings.priority,
         max_inflight=settings.max_inflight,
     )

@@ -98,6 +98,8 @@ class Request:
     """What else the call tells; filled in by the driver."""
     expires_at: float = inf
     """If still waiting at this instant, the request is evicted."""
+    urgency: int = 0
+    """How soon an engine should take it among those it holds, smaller first; set at dispatch, where one asks."""
     payload: object = None
     """What the engine needs to serve it. The core carries it and never looks inside."""
     payload_bytes: int = 0

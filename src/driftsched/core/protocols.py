@@ -237,6 +237,16 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Prioritising(Protocol):
+    """An engine that passes on how urgent a request is."""
+
+    @property
+    def prioritises(self) -> bool:
+        """`Request.urgency` must be set before `generate`."""
+        ...
+
+
 class Clock(Protocol):
     """Seconds that never run backwards."""
 

@@ -50,6 +50,20 @@ def recognise(
     return Discovery(tuple(entry["id"] for entry in models), told.get(kind), kind)
 
 
+_EARLIER = {"vllm": -1, "sglang": 1}
+"""Where `priority` is understood: the sign of a priority that is served before one of 0."""
+
+
+def engine_priority(kind: EngineKind | None, urgency: int) -> int | None:
+    """`Request.urgency`, which is smaller for what comes first, as the engine's `priority`.
+
+    None for a server that does not know the field, or is not known itself. Sources: vLLM 0.33 (`--scheduling-policy
+    priority`: lower is earlier), SGLang 0.5.23 (`--enable-priority-scheduling`: higher is earlier).
+    """
+    sign = _EARLIER.get(kind) if kind is not None else None
+    return None if sign is None else -sign * urgency
+
+
 def _sglang_slots(server_info: Document) -> int | None:
     """What was asked for at its start, else what it came to by itself: each of its ranks serves as many."""
     asked = _count(server_info.get("max_running_requests"))

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from math import inf
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -17,7 +17,7 @@ from driftsched.core.limit import Vitals
 from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, EngineKind, Saturation
 from driftsched.engines.failures import refusal
-from driftsched.engines.kinds import Discovery, recognise
+from driftsched.engines.kinds import Discovery, engine_priority, recognise
 from driftsched.engines.payload import Payload
 from driftsched.engines.sse import EventScanner
 from driftsched.engines.vitals import MAX_METRICS_BYTES, read_metrics, read_slots
@@ -49,7 +49,9 @@ class OpenAIEngine:
 
     `url` is `http://host:port`, with or without `/v1`. `kind` is which server it is; None: to be found out by
     `discover`. `api_key` is the gateway's own key for the engine.
-    `max_inflight` (>= 1) is what `saturation` measures against; None means that the engine never counts as full.
+    `priority`: tell the engine how urgent a request is, if it is of a kind that understands; "client": pass on what
+    the client says of it. `max_inflight` (>= 1) is what `saturation` measures against; None means that the engine
+    never counts as full.
     Seconds are > 0: `connect_timeout_seconds` to resolve and connect, `first_byte_timeout_seconds` from the call to
     the first byte of the answer (the engine's own queue and the prompt included), `idle_timeout_seconds` between
     two reads after that. Raises `ConfigError` if an argument is out of range.
@@ -62,6 +64,7 @@ class OpenAIEngine:
         name: str | None = None,
         kind: EngineKind | None = None,
         api_key: str | None = None,
+        priority: bool | Literal["client"] = False,
         max_inflight: int | None = None,
         connect_timeout_seconds: float = 5.0,
         first_byte_timeout_seconds: float = 600.0,
@@ -70,6 +73,7 @@ class OpenAIEngine:
         self._root = _server_root(url)
         self._name = name or urlsplit(self._root).netloc
         self._kind = kind
+        self._priority = priority
         self._max_inflight = None if max_inflight is None else _positive("max_inflight", max_inflight)
         self._connect_seconds = _positive("connect_timeout_seconds", connect_timeout_seconds)
         self._first_byte_seconds = _positive("first_byte_timeout_seconds", first_byte_timeout_seconds)
@@ -97,6 +101,11 @@ class OpenAIEngine:
         """Where the server is, without `/v1`."""
         return self._root
 
+    @property
+    def prioritises(self) -> bool:
+        """Whether it is to be told how urgent a request is."""
+        return self._priority is True
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """The answer to `request.payload` (a `Payload`), piece by piece.
 
@@ -107,7 +116,8 @@ class OpenAIEngine:
         payload = request.payload
         if not isinstance(payload, Payload):
             raise TypeError("request.payload must be a driftsched.engines.payload.Payload")
-        body = upstream_body(payload)
+        priority = engine_priority(self._kind, request.urgency) if self.prioritises else None
+        body = upstream_body(payload, priority, keeps_priority=self._priority == "client")
         self._inflight += 1
         try:
             answer, block = await self._send(payload, body)

@@ -7,7 +7,7 @@ from time import monotonic
 
 from driftsched.core.errors import EngineError
 from driftsched.core.model import Request
-from driftsched.core.protocols import Chunk, Engine, Saturation
+from driftsched.core.protocols import Chunk, Engine, Prioritising, Saturation
 
 FirstTokenListener = Callable[[int, float], None]
 """Told the prompt tokens of a request and the seconds from its dispatch to its first token."""
@@ -43,6 +43,11 @@ class EnginePool:
     def slots(self) -> int:
         """Requests the pool may serve at once."""
         return sum(member.slots for member in self._members)
+
+    @property
+    def prioritises(self) -> bool:
+        """One of the replicas passes on how urgent a request is."""
+        return any(isinstance(m.engine, Prioritising) and m.engine.prioritises for m in self._members)
 
     @property
     def engines(self) -> list[Engine]:

@@ -14,8 +14,11 @@ _TRUE = msgspec.Raw(b"true")
 _USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
 
 
-def upstream_body(payload: Payload) -> bytes:
+def upstream_body(payload: Payload, priority: int | None = None, *, keeps_priority: bool = False) -> bytes:
     """The client's JSON object as the engine gets it: asked to stream and to account, all else verbatim.
+
+    `priority` is put in, in the engine's own polarity; None: none is. A client's own goes no further, unless
+    `keeps_priority`: whoever may write it would choose its place in the engine.
 
     A client that did not ask for a stream does not get one where engines refuse or lose something when they stream:
     `best_of` above 1, beam search, prompt log-probabilities, the echo of a text completion. `service_tier` is left
@@ -27,6 +30,10 @@ def upstream_body(payload: Payload) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError(400, "engine_rejected", f"the request body is not a JSON object: {error}") from error
     fields.pop("service_tier", None)
+    if not keeps_priority:
+        fields.pop("priority", None)
+    if priority is not None:
+        fields["priority"] = msgspec.Raw(b"%d" % priority)
     if payload.stream or _can_stream(fields):
         fields["stream"] = _TRUE
         fields["stream_options"] = _with_usage(fields.get("stream_options"))

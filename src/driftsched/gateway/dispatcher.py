@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from math import inf
 from time import monotonic
 
 from driftsched.core.errors import EngineError
 from driftsched.core.model import Request, Ticket, Usage
-from driftsched.core.protocols import Chunk, Clock, Engine
+from driftsched.core.protocols import Chunk, Clock, Engine, Prioritising
 from driftsched.core.scheduler import Scheduler
+from driftsched.core.urgency import urgency
 from driftsched.gateway.errors import ClientStalledError, ExpiredError
 
 PROGRESS_TOKENS = 64
@@ -30,8 +32,10 @@ class Turn:
     the reading ends.
     """
 
-    def __init__(self, ticket: Ticket, scheduler: Scheduler, engine: Engine, clock: Clock) -> None:
-        """Made at admission, before anybody else is admitted."""
+    def __init__(
+        self, ticket: Ticket, scheduler: Scheduler, engine: Engine, clock: Clock, *, prioritises: bool = False
+    ) -> None:
+        """Made at admission, before anybody else is admitted. `prioritises`: the engine is told its urgency."""
         self.ticket = ticket
         self.position = scheduler.load.num_waiting
         self.eta = scheduler.eta_of(ticket.id, ticket.request.arrived_at)
@@ -43,6 +47,7 @@ class Turn:
         self._scheduler = scheduler
         self._engine = engine
         self._clock = clock
+        self._prioritises = prioritises
 
     @property
     def usage(self) -> Usage:
@@ -57,7 +62,10 @@ class Turn:
     async def answer(self) -> AsyncGenerator[Chunk, None]:
         """The engine's answer, piece by piece. Raises `EngineError`. To be read once."""
         report_at = 1.0
-        async with aclosing(self._engine.generate(self.ticket.request)) as chunks:
+        request = self.ticket.request
+        if self._prioritises and self.dispatched_at is not None:
+            request = replace(request, urgency=urgency(self.ticket, self.dispatched_at))
+        async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
                 self.completion_tokens = chunk.completion_tokens
                 self._reported = chunk.usage or self._reported
@@ -89,6 +97,7 @@ class Dispatcher:
         """
         self._scheduler = scheduler
         self._engine = engine
+        self._prioritises = isinstance(engine, Prioritising) and engine.prioritises
         self._clock = clock
         self._alarm_seconds = alarm_seconds
         self._keep_alive_seconds = keep_alive_seconds
@@ -112,7 +121,7 @@ class Dispatcher:
         stops. So does a `ClientStalledError` inside the block; any other exception there settles it as failed.
         """
         ticket = await self._scheduler.submit(request, self._clock.now())
-        turn = Turn(ticket, self._scheduler, self._engine, self._clock)
+        turn = Turn(ticket, self._scheduler, self._engine, self._clock, prioritises=self._prioritises)
         try:
             turn.dispatched_at, turn.milestone = await self._called(turn, keep_alive)
             yield turn
