@@ -203,12 +203,13 @@ class Adaptive:
         def tokens(length: float) -> float:
             return min(exp(min(length, LOG_MAX)), limit)
 
-        at = (forecast.point + forecast.spread * forecast.family.profile.ordered).tolist()
+        logs = forecast.point + forecast.spread * forecast.family.profile.ordered
+        at = logs.tolist()
         offset80, offset90 = forecast.offsets
         log50 = (at[9] + at[10]) / 2
         log80 = max(log50, (at[15] + at[16]) / 2 + forecast.spread * offset80)
         log90 = max(log80, (at[17] + at[18]) / 2 + forecast.spread * offset90)
-        lengths = tuple(map(tokens, at))
+        lengths = tuple(np.minimum(np.exp(np.minimum(logs, LOG_MAX)), limit).tolist())
         median = tokens(log50)
         return Estimate(
             min(_rounded(log50), limit),
@@ -556,4 +557,4 @@ def _rounded(length: float) -> float:
 
 
 def _clip(value: float, limit: float) -> float:
-    return min(max(value, -limit), limit)
+    return limit if value > limit else -limit if value < -limit else value

@@ -92,6 +92,7 @@ _GROUPS: Sequence[frozenset[bytes]] = [
         "json xml yaml csv markdown latex format schema",
     )
 ]
+_GROUPED = frozenset().union(*_GROUPS)
 
 FIGURES: tuple[str, ...] = (
     "one", "prompt tokens", "prompt tokens above 20", "prompt tokens above 150", "prompt tokens above 1100",
@@ -162,7 +163,8 @@ def read(request: Request, previous_tokens: float = 0.0) -> Reading:
         0.0 if asked == 0 else 1.0,
         0.0 if asked == 0 else log(asked) - 4.5,
     ]
-    dense += [0.0 if present.isdisjoint(group) else 1.0 for group in _GROUPS]
+    telling = present & _GROUPED
+    dense += [0.0 if telling.isdisjoint(group) else 1.0 for group in _GROUPS]
     dense += [1.0 if request.category == category else 0.0 for category in CATEGORIES]
     dense.append(1.0 if found and found[0] in _STARTS else 0.0)
     head = crc32(b" ".join(found[:HEAD_WORDS]))
