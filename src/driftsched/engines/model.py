@@ -172,6 +172,19 @@ class BatchModel:
         opens_at = max(self._time, self._waiting[0].ready_at)
         return self._batch_closes_at(opens_at) if self._static else opens_at
 
+    def resize(self, max_num_seqs: int) -> None:
+        """Change the number of seats, >= 1. Who sits on one too many keeps it to the end."""
+        if max_num_seqs < 1:
+            raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
+        self.max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max(self._max_num_batched_tokens, max_num_seqs)
+
+    def retime(self, hardware: Hardware) -> None:
+        """Take as long as `hardware` says from the next iteration on. The room for context stays what it was."""
+        self.hardware = hardware
+        self._api_seconds = hardware.api_ms * 1e-3
+        self._kv_seconds = hardware.kv_ns_per_token * 1e-9
+
     def add(self, job_id: str, prompt_tokens: int, completion_tokens: int, now: float) -> None:
         """Let a job wait that will generate exactly `completion_tokens`; both counts >= 1.
 

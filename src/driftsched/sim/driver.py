@@ -38,7 +38,10 @@ def simulate(arrivals: Iterable[Arrival], scheduler: Scheduler, engine: BatchMod
     are. Raises `ValueError` if the arrivals are not sorted or one exceeds the engine's context memory, and
     `StuckError` if requests wait that nothing will ever serve.
     """
-    return _Run(scheduler, engine).play(arrivals)
+    simulation = Simulation(scheduler, engine)
+    for arrival in arrivals:
+        simulation.arrive(arrival, arrival.request.arrived_at)
+    return simulation.finish()
 
 
 class StuckError(RuntimeError):
@@ -56,8 +59,8 @@ def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError(f"{coroutine!r} suspended: in virtual time there is nothing to wait for")
 
 
-class _Run:
-    """One call of `simulate`."""
+class Simulation:
+    """Scheduler and engine in virtual time, an arrival at a time."""
 
     def __init__(self, scheduler: Scheduler, engine: BatchModel) -> None:
         self._scheduler = scheduler
@@ -67,21 +70,28 @@ class _Run:
         self._now = 0.0
         self._may_expire = False
 
-    def play(self, arrivals: Iterable[Arrival]) -> float:
-        for arrival in arrivals:
-            at = arrival.request.arrived_at
-            if not at >= self._now:
-                raise ValueError(f"arrivals must be sorted by time: one at {at} s follows one at {self._now} s")
-            self._work(until=at)
-            self._now = at
-            self._submit(arrival, at)
-            self._dispatch(at)
-        self._work(until=inf)
+    @property
+    def num_open(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return len(self._truth)
+
+    def arrive(self, arrival: Arrival, at: float) -> None:
+        """Let time come to `at`, when the request is submitted. Raises `ValueError` if that is in the past."""
+        if not at >= self._now:
+            raise ValueError(f"arrivals must be sorted by time: one at {at} s follows one at {self._now} s")
+        self.advance(at)
+        self._now = at
+        self._submit(arrival, at)
+        self._dispatch(at)
+
+    def finish(self) -> float:
+        """Serve all that is left; returns the instant of the last event. Raises `StuckError`."""
+        self.advance(inf)
         if self._truth:
             raise StuckError(f"{len(self._truth)} requests wait and no slot will ever be free")
         return self._now
 
-    def _work(self, until: float) -> None:
+    def advance(self, until: float) -> None:
         """Let the engine work up to `until`, and report every iteration that ends by then."""
         while True:
             if self._step is None:
