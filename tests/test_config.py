@@ -183,6 +183,18 @@ def test_a_setting_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any
         msgspec.structs.replace(Settings(engines=ENGINES), **changes).check()
 
 
+@pytest.mark.parametrize(
+    ("shadow", "complaint"),
+    [
+        (["sjf", "slack:beta"], r"shadow\[1\]: 'slack:beta': write NAME"),
+        (["sjf"] * 17, "shadow: at most 16 policies, not 17"),
+    ],
+)
+def test_shadows_that_make_no_sense_are_refused_by_name(shadow: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Settings(engines=[EngineSettings("http://127.0.0.1:1")], shadow=shadow).check()
+
+
 def test_bounds_of_tiers_and_tenants_reach_the_scheduler(tmp_path: Path) -> None:
     text = """
         limits:

@@ -35,6 +35,7 @@ COMPOSITION = {
     "benching",
     "evaluating",
     "replaying",
+    "shadowing",
     "training",
     "demo",
     "cli",

@@ -57,7 +57,14 @@ def serve(
         typer.Option(help="URL of an OpenAI-compatible server. Repeat it for replicas that serve the same models."),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Who is served next: see `driftsched policies`. Default: fair.")
+        str | None,
+        typer.Option(help="Who is served next, e.g. slack:beta=2: see `driftsched policies`. Default: fair."),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Simulate this policy beside the one that serves, and export its times. May be repeated."
+        ),
     ] = None,
     estimator: Annotated[
         str | None,
@@ -101,6 +108,7 @@ def serve(
 
     from driftsched import serving
     from driftsched.config import EngineSettings, PartSettings, Settings, load_settings
+    from driftsched.core.specs import parse_spec
 
     _log_to_stderr()
     settings = load_settings(config) if config else Settings()
@@ -110,7 +118,9 @@ def serve(
     elif max_inflight is not None:
         changes["engines"] = [msgspec.structs.replace(e, max_inflight=max_inflight) for e in settings.engines]
     if policy is not None:
-        changes["policy"] = PartSettings(policy)
+        changes["policy"] = PartSettings(*parse_spec(policy))
+    if shadow:
+        changes["shadow"] = shadow
     if estimator is not None:
         changes["estimator"] = PartSettings(estimator)
     if host is not None:

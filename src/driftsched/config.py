@@ -15,8 +15,12 @@ from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tenant, Tier
 from driftsched.core.protocols import EngineKind
 from driftsched.core.revision import MAX_RERANKS
+from driftsched.core.specs import parse_spec
 
 T = TypeVar("T")
+
+MAX_SHADOWS = 16
+"""Each of them costs time for every request."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,6 +178,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitSettings = LimitSettings()
     journal: JournalSettings = JournalSettings()
     state: StateSettings = StateSettings()
+    shadow: list[str] = []
+    """Policies that are simulated beside the one that serves, each as in `slack:beta=2`."""
 
     @property
     def on_loopback(self) -> bool:
@@ -212,6 +218,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_limits(self.limits)
         _check_journal(self.journal)
         _check_state(self.state)
+        _check_shadow(self.shadow)
         if not (self.on_loopback or self.keyed or self.allow_anonymous):
             raise ConfigError(
                 f"host: {self.host} can be reached by others, but no tenant has a key. Give tenants keys_sha256, "
@@ -324,6 +331,16 @@ def _check_state(state: StateSettings) -> None:
         raise ConfigError("state.path: must name a file, or be null")
     if not 0 < state.save_seconds < inf:
         raise ConfigError(f"state.save_seconds: must be a number greater than 0, not {state.save_seconds}")
+
+
+def _check_shadow(policies: list[str]) -> None:
+    for number, text in enumerate(policies):
+        try:
+            parse_spec(text)
+        except ConfigError as error:
+            raise ConfigError(f"shadow[{number}]: {error}") from None
+    if len(policies) > MAX_SHADOWS:
+        raise ConfigError(f"shadow: at most {MAX_SHADOWS} policies, not {len(policies)}")
 
 
 def _check_tier(where: str, label: str) -> None:

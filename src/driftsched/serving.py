@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from math import ceil
 from pathlib import Path
@@ -21,6 +21,7 @@ from driftsched.core.errors import ConfigError
 from driftsched.core.limit import MAX_LIMIT, AdaptiveLimit
 from driftsched.core.protocols import Accountable, Engine, Listener
 from driftsched.core.scheduler import Scheduler
+from driftsched.core.specs import parse_spec, spec_text
 from driftsched.engines.control import DispatchControl, Patient
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.pool import EnginePool
@@ -32,9 +33,11 @@ from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
+from driftsched.shadowing import Shadowing
 from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.log import log_drift
 from driftsched.telemetry.prometheus import PrometheusListener
+from driftsched.telemetry.shadow import ShadowMetrics
 from driftsched.telemetry.state import StateKeeper, StateStore
 
 _logger = logging.getLogger(__name__)
@@ -55,11 +58,13 @@ def build_gateway(
     journal: Journal | None = None,
     state: StateKeeper | None = None,
     control: DispatchControl | None = None,
+    shadow: Shadowing | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
 
-    Whoever made `journal` and `state` closes them, once the gateway has come to rest, and starts `state` before.
+    Whoever made `journal`, `state` and `shadow` closes them, once the gateway has come to rest, and starts the last
+    two before.
     """
     policy, estimator = settings.policy, settings.estimator
     counter, classifier = settings.token_counter, settings.classifier
@@ -80,7 +85,7 @@ def build_gateway(
         max_wait_seconds=settings.max_wait_by_tier(),
         max_reranks=settings.limits.max_reranks,
         rejects_unattainable=settings.limits.reject_unattainable,
-        listeners=(metrics, log_drift, *([journal] if journal else ()), *listeners),
+        listeners=(metrics, log_drift, *(part for part in (journal, shadow) if part), *listeners),
     )
     metrics.watch(
         lambda: scheduler.load,
@@ -89,6 +94,8 @@ def build_gateway(
     )
     if control is not None:
         metrics.watch_engines(control.states)
+    if shadow is not None:
+        metrics.registry.register(ShadowMetrics(shadow))
     return Gateway(
         scheduler=scheduler,
         engine=engine,
@@ -116,6 +123,21 @@ def open_journal(settings: Settings) -> Journal | None:
         max_rows=journal.max_rows,
         max_bytes=journal.max_bytes,
         max_days=journal.max_days,
+    )
+
+
+def open_shadow(settings: Settings, slots: Callable[[], int]) -> Shadowing | None:
+    """The shadow that `settings` asks for; to be started and closed. Raises `ConfigError`.
+
+    `slots`: requests that may be in flight now.
+    """
+    if not settings.shadow:
+        return None
+    return Shadowing(
+        spec_text(settings.policy.name, settings.policy.options),
+        [spec_text(*parse_spec(text)) for text in settings.shadow],
+        slots=slots,
+        max_wait_seconds=settings.max_wait_by_tier(),
     )
 
 
@@ -150,15 +172,25 @@ async def _serve(settings: Settings) -> None:
     control = DispatchControl(patients, pool, on_limit=use_limit, waits=lambda: queue.num_waiting > 0)
     catalogue = Catalogue(engines, on_slots=control.told)
     journal = None
+    shadow = open_shadow(settings, lambda: queue.max_inflight)
     state = open_state(settings)
     try:
         journal = open_journal(settings)
         gateway = build_gateway(
-            settings, engine=pool, queue=queue, catalogue=catalogue, journal=journal, state=state, control=control
+            settings,
+            engine=pool,
+            queue=queue,
+            catalogue=catalogue,
+            journal=journal,
+            state=state,
+            control=control,
+            shadow=shadow,
         )
         with closing(listen(settings.host, settings.port)) as listener:
             if state is not None:
                 state.start()
+            if shadow is not None:
+                shadow.start()
             await catalogue.start()
             control.start()
             gc.set_threshold(GC_THRESHOLD)
@@ -173,6 +205,8 @@ async def _serve(settings: Settings) -> None:
             journal.close()
         if state is not None:
             state.close()
+        if shadow is not None:
+            shadow.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -557,3 +557,44 @@ def test_watching_a_job_changes_no_time_and_tells_each_milestone_once(script: Sc
     for index, tokens in script.milestones.items():
         if str(index) in watched.finished and tokens <= script.jobs[index][2]:
             assert watched.first[str(index)] <= watched.passed[str(index)] <= watched.finished[str(index)]
+
+
+# Changes while it runs
+
+
+def test_fewer_seats_let_those_who_sit_finish_and_admit_nobody_until_there_is_room() -> None:
+    model = BatchModel(TICK, max_num_seqs=2)
+    for job_id, tokens in (("a", 4), ("b", 6), ("c", 2)):
+        model.add(job_id, 10, tokens, 0.0)
+    model.advance(until=1.0)
+    model.resize(1)
+    assert {"a": 4.0, "b": 6.0, "c": 8.0} == finish_times(drain(model))
+
+
+def test_more_seats_are_taken_at_the_next_iteration() -> None:
+    model = BatchModel(TICK, max_num_seqs=1)
+    for job_id in ("a", "b"):
+        model.add(job_id, 10, 4, 0.0)
+    model.advance(until=1.0)
+    model.resize(2)
+    assert {"a": 4.0, "b": 5.0} == finish_times(drain(model))
+
+
+def test_an_engine_without_a_seat_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_num_seqs must be at least 1"):
+        BatchModel(TICK).resize(0)
+
+
+def test_other_hardware_takes_its_own_time_from_the_next_iteration_on() -> None:
+    model = BatchModel(TICK)
+    model.add("a", 10, 5, 0.0)
+    assert model.advance(max_steps=1) == Step(0.0, 1.0, 1, ["a"], [])
+    model.retime(replace(TICK, floor_ms=500))
+    assert {"a": 1.0 + 4 * 0.5} == finish_times(drain(model))
+
+
+def test_other_hardware_takes_its_own_time_for_each_request_and_for_context() -> None:
+    model = BatchModel(TICK)
+    model.retime(replace(TICK, api_ms=250, kv_ns_per_token=1e8))
+    model.add("a", 10, 3, 0.0)
+    assert {"a": pytest.approx(0.25 + 3 + 0.1 * (11 + 12))} == finish_times(drain(model))

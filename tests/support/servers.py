@@ -18,6 +18,7 @@ from driftsched.gateway.app import Gateway
 from driftsched.gateway.catalogue import Catalogue
 from driftsched.queues.memory import MemoryQueue
 from driftsched.serving import build_gateway
+from driftsched.shadowing import Shadowing
 from driftsched.simulation import simulated_engine
 from driftsched.telemetry.journal import Journal
 
@@ -85,6 +86,7 @@ async def live_gateway(
     settings: Settings | None = None,
     catalogue: Catalogue | None = None,
     journal: Journal | None = None,
+    shadow: Shadowing | None = None,
 ) -> AsyncIterator[House]:
     """A gateway in front of `engine`, which it closes and, unless there is a catalogue, asks for its models.
 
@@ -102,6 +104,7 @@ async def live_gateway(
         queue=queue,
         catalogue=catalogue,
         journal=journal,
+        shadow=shadow,
         listeners=[events.append],
     )
     try:

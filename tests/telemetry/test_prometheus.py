@@ -23,6 +23,8 @@ from driftsched.core.events import (
 from driftsched.core.limit import EngineState, Vitals
 from driftsched.core.model import Calibration, Estimate, Load, Request, Tenant, Ticket, Tier, Usage
 from driftsched.telemetry.prometheus import MAX_KIND_SERIES, PrometheusListener
+from driftsched.telemetry.shadow import ShadowMetrics
+from support.shadows import FOUND
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 LOAD = Load(num_waiting=3, num_inflight=2, waiting_tokens=250.5, tokens_per_second=40.0)
@@ -224,7 +226,9 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
     rows = table_row.findall(DOCUMENT.read_text(encoding="utf-8"))
     documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     exported = {}
-    for family in listener_told_of(*ALL_EVENTS).registry.collect():
+    registry = listener_told_of(*ALL_EVENTS).registry
+    registry.register(ShadowMetrics(FOUND))
+    for family in registry.collect():
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
         exported[family.name + ("_total" if family.type == "counter" else "")] = (family.type, labels)
     assert len(rows) == len(documented)

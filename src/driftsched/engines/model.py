@@ -383,7 +383,7 @@ class BatchModel:
             self._context_tokens += job.prefill_tokens
             self._num_joined += 1
             heappush(self._finishes, (job.finish_step, self._num_joined, job))
-            if job.milestone > job.generated and not self._static:
+            if job.milestone >= job.generated and not self._static:
                 marked_step = self._step + job.milestone - job.generated
                 heappush(self._milestones, (marked_step, self._num_joined, job))
         return first_tokens

@@ -20,6 +20,11 @@ class MemoryQueue:
         return self._lines.num_waiting
 
     @property
+    def max_inflight(self) -> int:
+        """Slots."""
+        return self._max_inflight
+
+    @property
     def num_inflight(self) -> int:
         return self._lines.num_inflight
 

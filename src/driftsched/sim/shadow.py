@@ -194,6 +194,11 @@ class Shadow:
         """The gateway serves under another policy from now on."""
         self._next_live = live
 
+    def close(self) -> None:
+        """Listen to nothing any more, and let go of what was heard."""
+        self._deaf = True
+        self._events.clear()
+
     def steps(self) -> Iterator[None]:
         """Do what there is to do now, in pieces of about a millisecond at most."""
         if self._next_live != self.live:
@@ -359,10 +364,8 @@ class Shadow:
     def _tell(self) -> Iterator[None]:
         rows = list(self._window.rows)
         self._window.told()
-        columns: list[tuple[str, Callable[[Row], float]]] = [(self.live, lambda row: row.measured)]
-        columns += [
-            (policy, lambda row, place=place: row.simulated[place]) for place, policy in enumerate(self._policies)
-        ]
+        columns: list[tuple[str, Callable[[Row], float]]] = [(self.live, _measured)]
+        columns += [(policy, _simulated(place)) for place, policy in enumerate(self._policies)]
         made: list[PolicyTimes] = []
         for policy, seconds in columns:
             for times in times_of(policy, rows, seconds):
@@ -386,6 +389,15 @@ class Shadow:
 
 
 _UNBOUNDED = Bounds(max_waiting=1 << 60, max_waiting_per_tenant=1 << 60, max_waiting_bytes=1 << 60)
+
+
+def _measured(row: Row) -> float:
+    return row.measured
+
+
+def _simulated(place: int) -> Callable[[Row], float]:
+    """Under the policy at `place`."""
+    return lambda row: row.simulated[place]
 
 
 def _past_of(request: Request) -> _Past:
