@@ -559,6 +559,13 @@ def test_watching_a_job_changes_no_time_and_tells_each_milestone_once(script: Sc
             assert watched.first[str(index)] <= watched.passed[str(index)] <= watched.finished[str(index)]
 
 
+def test_a_milestone_is_told_when_its_token_comes_with_a_prompt_computed_anew() -> None:
+    limits = {"kv_tokens": 40, "max_num_seqs": 2, "max_num_batched_tokens": 4}
+    script = Script(limits, "continuous", [(0, 1, 13), (0, 9, 19), (0, 6, 7)], cancels={}, milestones={2: 7})
+    result = run(script, max_steps=None)
+    assert {"2": result.finished["2"]} == result.passed
+
+
 # Changes while it runs
 
 
