@@ -24,6 +24,7 @@ from driftsched.core.events import (
     Reranked,
 )
 from driftsched.core.model import UNDIVIDED, Estimate, Load, Request, Ticket, Tier, Usage
+from driftsched.core.promises import Promise, Promises
 from driftsched.core.protocols import (
     Describer,
     Estimator,
@@ -83,7 +84,8 @@ class Scheduler:
         `max_reranks`: waiting tickets predicted and placed anew at each settlement, when feedback has moved what is
         predicted for their like; 0 leaves every ticket as it was at admission.
 
-        `rejects_unattainable`: reject a request at once if nine of ten like it would still wait when it expires.
+        `rejects_unattainable`: reject a request at once if not all that waits could be served within its maximum
+        wait any more, or if nine of ten like it would still wait when it expires.
         """
         self._policy = policy
         self._lead = policy.lead if isinstance(policy, Lenient) else 0.0
@@ -93,7 +95,7 @@ class Scheduler:
         self._describer = describer
         self._queue = queue
         self._bounds = bounds or Bounds()
-        self._max_wait_seconds = dict(max_wait_seconds or {})
+        self._promises = Promises(max_wait_seconds or {}, keeps=rejects_unattainable)
         self._listeners = tuple(listeners)
         self._backlog = Backlog()
         self._throughput = Throughput()
@@ -136,11 +138,14 @@ class Scheduler:
         self._reject_beyond_bounds(request, now)
         request = self._describer.describe(request)
         load = self.load
-        ticket = self._place(request, self._estimator.predict(request), load)
+        estimate = self._estimator.predict(request)
+        promise = self._promise(request, estimate, now)
+        ticket = self._place(request, estimate, load, promise.overdue_at)
         if self._rejects_unattainable:
             self._reject_unattainable(ticket, load, now)
         eta = self._waits.enter(ticket, load, self._backlog.waiting_of(request.tenant))
         self._backlog.enter(ticket)  # before the push: if that suspends, others may submit and dispatch meanwhile
+        self._promises.enter(ticket.id, promise, now)
         self._revisions.enter(ticket, load)
         try:
             await self._queue.push(ticket)
@@ -159,6 +164,7 @@ class Scheduler:
             return None
         self._throughput.observe(now, busy=self._backlog.num_inflight > 0)
         self._waits.observe(ticket.id, now)
+        self._promises.dispatched(now)
         estimate = self._leave_line(ticket).estimate
         if estimate is not ticket.estimate:  # revised meanwhile: the queue was told of rank and charge only
             ticket = replace(ticket, estimate=estimate)
@@ -262,12 +268,18 @@ class Scheduler:
         retry_after = max(1.0, too_long) if too_long <= MAX_RETRY_AFTER_SECONDS else None
         self._reject(request, "deadline_unattainable", retry_after, now)
 
+    def _promise(self, request: Request, estimate: Estimate, now: float) -> Promise:
+        promise = self._promises.make(request, estimate.expected_tokens, now)
+        if promise is None:
+            self._reject(request, "max_wait_unattainable", self.retry_after_seconds, now)
+        return promise
+
     def _reject(self, request: Request, reason: str, retry_after_seconds: float | None, now: float) -> NoReturn:
         self._tell(Rejected(now, request, reason, retry_after_seconds))
         retry = "Do not retry." if retry_after_seconds is None else "Retry later."
         raise RejectedError(reason, f"{_REJECTIONS[reason]} {retry}", retry_after_seconds)
 
-    def _place(self, request: Request, estimate: Estimate, load: Load) -> Ticket:
+    def _place(self, request: Request, estimate: Estimate, load: Load, overdue_at: float) -> Ticket:
         return Ticket(
             request=request,
             estimate=estimate,
@@ -276,7 +288,7 @@ class Scheduler:
             flow=self._policy.flow(request),
             rank=self._policy.rank(request, estimate, load),
             charge=self._policy.charge(request, _expected_usage(request, estimate)),
-            overdue_at=request.arrived_at + self._max_wait_seconds.get(request.tier, inf),
+            overdue_at=overdue_at,
             lead=self._lead,
         )
 
@@ -290,6 +302,7 @@ class Scheduler:
             return None
         del self._flights[ticket_id]
         flight.charge = charge
+        self._promises.ended(flight.ticket.estimate.expected_tokens, self._backlog.num_inflight, now)
         self._backlog.num_inflight -= 1
         self._throughput.observe(now, busy=True, tokens=usage.completion_tokens)
         return flight
@@ -377,6 +390,7 @@ class Scheduler:
         """The ticket waits no longer. Returns it as it last stood."""
         ticket = self._revisions.leave(ticket)
         self._waits.leave(ticket.id)
+        self._promises.leave(ticket.id)
         self._backlog.leave(ticket)
         return ticket
 
@@ -406,6 +420,7 @@ _REJECTIONS = {
     "tier_queue_full": "The queue of its tier is full.",
     "tier_tokens_full": "The queue of its tier is full.",
     "tier_bytes_full": "The memory set aside for requests of its tier that wait has no room for it.",
+    "max_wait_unattainable": "The request would wait for longer than anybody of its tier may.",
     "deadline_unattainable": "The request would wait for longer than it may.",
     "shutting_down": "The server is shutting down.",
 }
