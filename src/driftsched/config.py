@@ -104,6 +104,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting_per_tier: PerTierSettings = PerTierSettings()
     max_waiting_tokens_per_tier: PerTierSettings = PerTierSettings()
     max_waiting_bytes_per_tier: PerTierSettings = PerTierSettings()
+    max_inflight_tokens: int | None = None
+    """Prompt and predicted completion tokens at the engines, all together; None: bounded by requests only."""
     max_queue_seconds: float = 600.0
     """A request that waited so long is sent away with 429."""
     reject_unattainable: bool = True
@@ -294,6 +296,7 @@ def _check_limits(limits: LimitSettings) -> None:
         "max_waiting_per_tenant",
         "max_waiting_bytes",
         "max_waiting_tokens",
+        "max_inflight_tokens",
         "max_waiting_tokens_per_tenant",
         "max_waiting_bytes_per_tenant",
         "max_queue_seconds",

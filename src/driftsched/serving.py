@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 import uvicorn
@@ -83,6 +83,7 @@ def build_gateway(
         queue=queue,
         bounds=settings.limits.bounds(),
         max_wait_seconds=settings.max_wait_by_tier(),
+        max_inflight_tokens=settings.limits.max_inflight_tokens or inf,
         max_reranks=settings.limits.max_reranks,
         rejects_unattainable=settings.limits.reject_unattainable,
         listeners=(metrics, log_drift, *(part for part in (journal, shadow) if part), *listeners),

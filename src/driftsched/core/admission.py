@@ -49,6 +49,8 @@ class Backlog:
 
     def __init__(self) -> None:
         self.num_inflight = 0
+        self.inflight_tokens = 0.0
+        """Prompt and predicted completion tokens of what is in flight."""
         self._all = Waiting()
         self._by_tenant: dict[str, Waiting] = {}  # holds only tenants that wait
         self._by_tier = {tier: Waiting() for tier in Tier}
@@ -105,6 +107,17 @@ class Backlog:
         self._by_tenant[request.tenant.id].add(0, change, 0)
         self._by_tier[request.tier].add(0, change, 0)
         self._by_band_and_tier[_place(before)].add(0, change, 0)
+
+    def depart(self, ticket: Ticket) -> None:
+        """The ticket is in flight."""
+        self.num_inflight += 1
+        self.inflight_tokens += _total_tokens(ticket)
+
+    def land(self, ticket: Ticket) -> None:
+        """The ticket, as it was when it departed, is in flight no longer."""
+        self.num_inflight -= 1
+        rest = self.inflight_tokens - _total_tokens(ticket)
+        self.inflight_tokens = max(0.0, rest) if self.num_inflight else 0.0  # sums of floats do not cancel exactly
 
     def exceeds(self, bounds: Bounds, request: Request) -> str | None:
         """The reason why `request` may not wait as well (see `events.Rejected.reason`); None if it may.
@@ -173,6 +186,10 @@ def _leave(table: dict[K, Waiting], key: K, tokens: float, size: int) -> None:
     waiting.add(-1, tokens, size)
     if waiting.number == 0:
         del table[key]
+
+
+def _total_tokens(ticket: Ticket) -> float:
+    return ticket.request.prompt_tokens + ticket.estimate.expected_tokens
 
 
 def _place(ticket: Ticket) -> tuple[int, Tier]:

@@ -75,11 +75,15 @@ class Scheduler:
         queue: Queue,
         bounds: Bounds | None = None,
         max_wait_seconds: Mapping[Tier, float] | None = None,
+        max_inflight_tokens: float = inf,
         max_reranks: int = MAX_RERANKS,
         rejects_unattainable: bool = False,
         listeners: Iterable[Listener] = (),
     ) -> None:
         """`max_wait_seconds`, by tier: a ticket that waited so long is served next, whatever the policy says.
+
+        `max_inflight_tokens`, > 0: once so many are expected of what is in flight, prompts included, nothing more
+        is dispatched; so the last one dispatched may go beyond, and one is always in flight.
 
         `max_reranks`: waiting tickets predicted and placed anew at each settlement, when feedback has moved what is
         predicted for their like; 0 leaves every ticket as it was at admission.
@@ -98,6 +102,7 @@ class Scheduler:
         self._promises = Promises(max_wait_seconds or {}, keeps=rejects_unattainable)
         self._listeners = tuple(listeners)
         self._backlog = Backlog()
+        self._max_inflight_tokens = max_inflight_tokens
         self._throughput = Throughput()
         self._usual = Usual()
         self._waits = Waits()
@@ -159,6 +164,8 @@ class Scheduler:
 
     async def dispatch(self, now: float) -> Ticket | None:
         """The next ticket to serve, if one waits and a slot is free."""
+        if self._backlog.inflight_tokens >= self._max_inflight_tokens:
+            return None  # even if a smaller one would fit: it would not be its turn
         ticket = await self._queue.pop(now)
         if ticket is None:
             return None
@@ -168,7 +175,7 @@ class Scheduler:
         estimate = self._leave_line(ticket).estimate
         if estimate is not ticket.estimate:  # revised meanwhile: the queue was told of rank and charge only
             ticket = replace(ticket, estimate=estimate)
-        self._backlog.num_inflight += 1
+        self._backlog.depart(ticket)
         self._flights[ticket.id] = _Flight(ticket, now, ticket.charge, self.milestone(ticket))
         self._tell(Dispatched(now, ticket, await self._queue.why(ticket.id)))
         return ticket
@@ -303,7 +310,7 @@ class Scheduler:
         del self._flights[ticket_id]
         flight.charge = charge
         self._promises.ended(flight.ticket.estimate.expected_tokens, self._backlog.num_inflight, now)
-        self._backlog.num_inflight -= 1
+        self._backlog.land(flight.ticket)
         self._throughput.observe(now, busy=True, tokens=usage.completion_tokens)
         return flight
 
