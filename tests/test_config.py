@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from driftsched.config import (
+    AdminSettings,
     EngineSettings,
     JournalSettings,
     LimitSettings,
@@ -132,6 +133,9 @@ def limits(**values: Any) -> dict[str, Any]:
         ({"engines": []}, "engines: name at least one"),
         ({"port": 65536}, "port: .*65536"),
         ({"port": -1}, "port: .*-1"),
+        ({"admin": AdminSettings(keys_sha256=["secret"])}, "admin.keys_sha256: not the SHA-256"),
+        ({"admin": AdminSettings(keys_sha256=[KEY]), "tenants": [ALICE]}, "admin.keys_sha256: a tenant has"),
+        ({"admin": AdminSettings(max_decisions=0)}, "admin.max_decisions: .*0"),
         ({"engines": [EngineSettings("http://a", max_inflight=0)]}, r"engines\[0\]\.max_inflight: .*0"),
         ({"engines": [EngineSettings("http://a", min_inflight=0)]}, r"engines\[0\]\.min_inflight: .*0"),
         (

@@ -30,6 +30,7 @@ COMPOSITION = {
     "",
     "__main__",
     "serving",
+    "operating",
     "simulation",
     "simulating",
     "benching",

@@ -143,6 +143,15 @@ class JournalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_days: float = 30.0
 
 
+class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What operators may ask a running gateway; nothing unless there is a key."""
+
+    keys_sha256: list[str] = []
+    """SHA-256 of each admin key, in hex. No tenant may have the same key."""
+    max_decisions: int = 10_000
+    """Records of requests kept after their end, about a kilobyte each, and as many of what was rejected."""
+
+
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was learnt, kept over a restart; `path: null` keeps nothing."""
 
@@ -182,6 +191,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: StateSettings = StateSettings()
     shadow: list[str] = []
     """Policies that are simulated beside the one that serves, each as in `slack:beta=2`."""
+    admin: AdminSettings = AdminSettings()
 
     @property
     def on_loopback(self) -> bool:
@@ -217,6 +227,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for number, engine in enumerate(self.engines):
             _check_engine(f"engines[{number}]", engine)
         _check_tenants(self.tenants)
+        _check_admin(self.admin, self.tenants)
         _check_limits(self.limits)
         _check_journal(self.journal)
         _check_state(self.state)
@@ -281,12 +292,26 @@ def _check_tenants(tenants: list[TenantSettings]) -> None:
             raise ConfigError(f"{where}.weight: must be greater than 0, not {tenant.weight}")
         _check_tier(f"{where}.tier", tenant.tier)
         for digest in tenant.keys_sha256:
-            if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-                raise ConfigError(f"{where}.keys_sha256: not the SHA-256 of a key in 64 lower-case hex digits")
+            _check_digest(f"{where}.keys_sha256", digest)
             if digest in seen_keys:
                 raise ConfigError(f"{where}.keys_sha256: two tenants have the same key")
             seen_keys.add(digest)
         seen_ids.add(tenant.id)
+
+
+def _check_admin(admin: AdminSettings, tenants: list[TenantSettings]) -> None:
+    of_tenants = {digest for tenant in tenants for digest in tenant.keys_sha256}
+    for digest in admin.keys_sha256:
+        _check_digest("admin.keys_sha256", digest)
+        if digest in of_tenants:
+            raise ConfigError("admin.keys_sha256: a tenant has the same key: operators need one of their own")
+    if admin.max_decisions < 1:
+        raise ConfigError(f"admin.max_decisions: must be at least 1, not {admin.max_decisions}")
+
+
+def _check_digest(where: str, digest: str) -> None:
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise ConfigError(f"{where}: not the SHA-256 of a key in 64 lower-case hex digits")
 
 
 def _check_limits(limits: LimitSettings) -> None:

@@ -31,6 +31,7 @@ from driftsched.gateway.app import Gateway, Readiness
 from driftsched.gateway.catalogue import DEFAULT_SLOTS, Catalogue
 from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
+from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.shadowing import Shadowing
@@ -75,6 +76,7 @@ def build_gateway(
         state.keep(f"estimator {estimator.name}", made_estimator)
         state.keep(f"token_counter {counter.name}", made_counter)
         state.keep(f"classifier {classifier.name}", made_classifier)
+    decisions = make_decisions(settings, journal)
     metrics = PrometheusListener(policy=policy.name, estimator=estimator.name, version=__version__)
     scheduler = Scheduler(
         policy=create_policy(policy.name, **policy.options),
@@ -86,7 +88,7 @@ def build_gateway(
         max_inflight_tokens=settings.limits.max_inflight_tokens or inf,
         max_reranks=settings.limits.max_reranks,
         rejects_unattainable=settings.limits.reject_unattainable,
-        listeners=(metrics, log_drift, *(part for part in (journal, shadow) if part), *listeners),
+        listeners=(metrics, log_drift, *(part for part in (decisions, journal, shadow) if part), *listeners),
     )
     metrics.watch(
         lambda: scheduler.load,
@@ -97,18 +99,30 @@ def build_gateway(
         metrics.watch_engines(control.states)
     if shadow is not None:
         metrics.registry.register(ShadowMetrics(shadow))
+    clock = MonotonicClock()
+    admin = make_admin(
+        settings,
+        scheduler=scheduler,
+        estimator=made_estimator,
+        engine=engine,
+        control=control,
+        decisions=decisions,
+        journal=journal,
+        clock=clock,
+    )
     return Gateway(
         scheduler=scheduler,
         engine=engine,
         catalogue=catalogue,
         tenants=KeyedTenants(settings.key_digests()) if settings.keyed else OpenTenants(settings.known_tenants()),
-        clock=MonotonicClock(),
+        clock=clock,
         policy_name=policy.name,
         metrics=metrics.export,
         max_body_bytes=settings.limits.max_body_bytes,
         max_queue_seconds=settings.limits.max_queue_seconds,
         max_stall_seconds=settings.limits.max_stall_seconds,
         keep_alive_seconds=settings.limits.keep_alive_seconds,
+        admin=admin,
     )
 
 

@@ -13,8 +13,9 @@ import aiohttp
 import pytest
 
 from driftsched.core.errors import ConfigError
-from driftsched.core.events import Dispatched, Evicted, Failed, Finished, FirstToken, Rejected
+from driftsched.core.events import Admitted, Dispatched, Evicted, Failed, Finished, FirstToken, Rejected
 from driftsched.core.model import Estimate, Request, Tenant, Ticket, Tier, Usage
+from driftsched.telemetry.decisions import Decisions
 from driftsched.telemetry.journal import Entry, Journal, read_journal
 from driftsched.telemetry.sqlite import connect_to
 from support.servers import chat, live_gateway, simulated, until
@@ -90,8 +91,91 @@ def test_a_finished_request_leaves_all_its_lengths_and_times(tmp_path: Path) -> 
         policy="sjf",
         estimator="ema",
         overdue=True,
+        band=0,
+        flow="f",
+        rank=0.0,
+        charge=1.0,
     )
     assert [expected] == read_journal(tmp_path / "j.db")
+
+
+def test_how_a_request_was_placed_and_passed_is_in_its_row(tmp_path: Path) -> None:
+    decisions = Decisions(max_ended=1)
+    with journal_at(tmp_path / "j.db") as journal:
+        journal.consult(decisions)
+        for event in (
+            *(Admitted(10.0, ticket(number), position=number + 1) for number in range(3)),
+            Dispatched(11.0, ticket(1), why="least_served"),
+            finished(1),
+            Evicted(15.0, ticket(2), "cancelled", Usage(), None, 0.0),
+            Dispatched(16.0, ticket(0), why="overdue"),
+            finished(0),
+        ):
+            decisions(event)
+            journal(event)
+    rows = sorted(read_journal(tmp_path / "j.db"), key=lambda row: row.position or 0)
+    assert [(1, "overdue", 0, 1), (2, "least_served", 1, 0), (3, None, None, 0)] == [
+        (row.position, row.served_because, row.overtook, row.overtaken) for row in rows
+    ]
+
+
+VERSION_1 = """
+    CREATE TABLE requests (id INTEGER PRIMARY KEY, arrived_at REAL NOT NULL, dispatched_seconds REAL,
+        first_token_seconds REAL, ended_seconds REAL NOT NULL, tenant TEXT NOT NULL, tier TEXT NOT NULL,
+        model TEXT NOT NULL, category TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL, predicted_tokens REAL, q50 REAL, q80 REAL, q90 REAL, max_tokens INTEGER,
+        outcome TEXT NOT NULL, reason TEXT NOT NULL, policy TEXT NOT NULL, estimator TEXT NOT NULL,
+        overdue INTEGER NOT NULL);
+    CREATE INDEX requests_by_arrival ON requests (arrived_at);
+    INSERT INTO requests VALUES (1, 1699990000.0, 2.0, 2.5, 4.0, 'acme', 'batch', 'm', 'summary', 7, 130, 100.0,
+        90.0, 150.0, 200.0, NULL, 'finished', 'stop', 'sjf', 'ema', 1);
+    PRAGMA application_id = 1146309196;
+    PRAGMA user_version = 1;
+"""
+
+
+@pytest.fixture
+def old_journal(tmp_path: Path) -> Path:
+    """A file as the first version of the journal wrote it."""
+    path = tmp_path / "old.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(VERSION_1)
+    return path
+
+
+def test_a_file_of_version_1_can_be_read_as_it_is(old_journal: Path) -> None:
+    (row,) = read_journal(old_journal)
+    assert ("acme", 130, True, None, None) == (
+        row.tenant,
+        row.completion_tokens,
+        row.overdue,
+        row.flow,
+        row.served_because,
+    )
+    with closing(sqlite3.connect(old_journal)) as connection:
+        assert (1,) == connection.execute("PRAGMA user_version").fetchone()
+
+
+def test_a_file_of_version_1_is_brought_up_to_date_and_keeps_its_rows(old_journal: Path) -> None:
+    with journal_at(old_journal) as journal:
+        journal(finished())
+    assert [(None, True), ("f", False)] == [(row.flow, row.overdue) for row in read_journal(old_journal)]
+    with closing(sqlite3.connect(old_journal)) as connection:
+        assert (2,) == connection.execute("PRAGMA user_version").fetchone()
+
+
+def test_a_file_is_brought_up_to_date_as_a_whole_or_not_at_all(
+    old_journal: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(old_journal)) as connection:
+        connection.execute("ALTER TABLE requests ADD COLUMN overtaken INTEGER")  # so that the last step must fail
+    with journal_at(old_journal) as journal:
+        journal(finished())
+    assert (0, 1) == (journal.written, journal.dropped)
+    assert any("duplicate column" in line for line in complaints(caplog))
+    with closing(sqlite3.connect(old_journal)) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
+    assert ["overdue", "overtaken"] == columns[-2:]
 
 
 def test_every_way_out_leaves_one_row(tmp_path: Path) -> None:
@@ -309,7 +393,7 @@ def test_a_value_that_does_not_fit_costs_only_its_own_row(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("statement", "complaint"),
     [
-        ("PRAGMA user_version = 99", "schema version 99.*knows 1"),
+        ("PRAGMA user_version = 99", "schema version 99.*knows 2"),
         ("PRAGMA application_id = 5", "something else"),
     ],
 )

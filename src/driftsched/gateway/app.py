@@ -16,6 +16,7 @@ from driftsched.core.model import Request, Tenant
 from driftsched.core.protocols import Clock, Engine
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.payload import Payload
+from driftsched.gateway.admin import ADMIN, Admin
 from driftsched.gateway.answer import METRICS_CONTENT_TYPE, Answer, Headers, Message, Receive, Send, respond
 from driftsched.gateway.dispatcher import Dispatcher
 from driftsched.gateway.errors import (
@@ -84,10 +85,11 @@ class Gateway:
         max_queue_seconds: float = 600.0,
         max_stall_seconds: float = 60.0,
         keep_alive_seconds: float | None = None,
+        admin: Admin | None = None,
     ) -> None:
         """`max_queue_seconds`: a request that waited so long is evicted. `max_stall_seconds`: how long a client may
         take to send its body, or to accept a piece of its answer. `keep_alive_seconds`: between two comments in a
-        stream that waits; None: none. `metrics`: Prometheus text.
+        stream that waits; None: none. `metrics`: Prometheus text. `admin`: what operators may see; None: nothing.
         """
         self.dispatcher = Dispatcher(scheduler, engine, clock, keep_alive_seconds=keep_alive_seconds)
         self._scheduler = scheduler
@@ -95,6 +97,7 @@ class Gateway:
         self._tenants = tenants
         self._clock = clock
         self._whereabouts = Whereabouts(scheduler, clock)
+        self._admin = admin
         self._policy_name = policy_name.encode()
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -149,6 +152,8 @@ class Gateway:
         methods = self._routes.get(path)
         if path.startswith(QUEUE):
             methods = {"GET": lambda h, r, s: self._locate(path.removeprefix(QUEUE), h, r, s)}
+        if self._admin is not None and path.startswith(ADMIN):
+            methods = self._admin.methods(path, self._whereabouts)
         if methods is None:
             raise HttpError(404, f"There is no {path} here.", code="unknown_url")
         if method == "HEAD" and "GET" in methods:

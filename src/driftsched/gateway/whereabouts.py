@@ -21,7 +21,7 @@ class Whereabouts:
         self._scheduler = scheduler
         self._clock = clock
         self._alive: dict[_Name, Request] = {}
-        self._done: dict[_Name, None] = {}  # in order of their ends
+        self._done: dict[_Name, str] = {}  # our id, in order of their ends
 
     @contextmanager
     def following(self, request: Request, public_id: bytes) -> Iterator[None]:
@@ -33,7 +33,7 @@ class Whereabouts:
         finally:
             if self._alive.get(name) is request:
                 del self._alive[name]
-                self._remember(name)
+                self._remember(name, request.id)
 
     def find(self, tenant: Tenant, public_id: bytes) -> dict[str, object] | None:
         """What the client is told of its request; None if the tenant has none of this id."""
@@ -42,6 +42,12 @@ class Whereabouts:
         if request is not None:
             return self._waiting(request) or {"status": "running"}
         return {"status": "done"} if name in self._done else None
+
+    def own_id(self, public_id: bytes) -> str | None:
+        """Our id of a request of any tenant: the latest alive, else the latest done. O(n), for operators."""
+        alive = (request.id for (_, name), request in reversed(self._alive.items()) if name == public_id)
+        done = (own_id for (_, name), own_id in reversed(self._done.items()) if name == public_id)
+        return next(alive, None) or next(done, None)
 
     def _waiting(self, request: Request) -> dict[str, object] | None:
         position = self._scheduler.position_of(request.id)
@@ -58,8 +64,8 @@ class Whereabouts:
             "eta_high_seconds": round(eta.high, 3) if eta else None,
         }
 
-    def _remember(self, name: _Name) -> None:
+    def _remember(self, name: _Name, own_id: str) -> None:
         self._done.pop(name, None)
-        self._done[name] = None
+        self._done[name] = own_id
         if len(self._done) > MAX_DONE:
             del self._done[next(iter(self._done))]

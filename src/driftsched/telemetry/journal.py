@@ -19,7 +19,8 @@ from typing import Any
 
 from driftsched.core.errors import ConfigError
 from driftsched.core.events import Event, Evicted, Failed, Finished, FirstToken, Rejected
-from driftsched.core.model import Estimate, Request, Usage
+from driftsched.core.model import Estimate, Request, Ticket, Usage
+from driftsched.telemetry.decisions import Decisions
 from driftsched.telemetry.sqlite import Connect, Schema, connect_to, is_empty
 
 _logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ PRUNE_ROWS = 5_000
 CLOSE_SECONDS = 5.0
 """How long closing waits for a disk that does not answer."""
 
-_COLUMNS = {
+_COLUMNS_OF_1 = {
     "arrived_at": "REAL NOT NULL",
     "dispatched_seconds": "REAL",
     "first_token_seconds": "REAL",
@@ -54,22 +55,31 @@ _COLUMNS = {
     "estimator": "TEXT NOT NULL",
     "overdue": "INTEGER NOT NULL",
 }
+_SINCE_2 = {
+    "band": "INTEGER",
+    "flow": "TEXT",
+    "rank": "REAL",
+    "charge": "REAL",
+    "position": "INTEGER",
+    "served_because": "TEXT",
+    "overtook": "INTEGER",
+    "overtaken": "INTEGER",
+}
+_COLUMNS = _COLUMNS_OF_1 | _SINCE_2
 _SCHEMA = Schema(
     "journal",
     application_id=0x4453_4A4C,
-    version=1,
+    version=2,
     statements=(
         "CREATE TABLE requests (id INTEGER PRIMARY KEY, "
         + ", ".join(f"{n} {t}" for n, t in _COLUMNS.items())
         + ")",
         "CREATE INDEX requests_by_arrival ON requests (arrived_at)",
     ),
+    migrations={1: tuple(f"ALTER TABLE requests ADD COLUMN {n} {t}" for n, t in _SINCE_2.items())},
 )
+_NO_PLACE = (None,) * len(_SINCE_2)
 _INSERT = f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-_SELECT = (
-    f"SELECT {', '.join(_COLUMNS)} FROM requests "  # noqa: S608
-    "WHERE arrived_at >= ? AND arrived_at < ? ORDER BY arrived_at, id"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,21 @@ class Entry:
     estimator: str
     overdue: bool
     """It was dispatched because it had waited its maximum."""
+    band: int | None = None
+    """Strict class it was placed in. None, as all that follow, if rejected or written by an older version."""
+    flow: str | None = None
+    rank: float | None = None
+    """As it stood last."""
+    charge: float | None = None
+    """What its flow paid in the end, in weighted tokens."""
+    position: int | None = None
+    """Requests waiting at its admission, itself included."""
+    served_because: str | None = None
+    """A word of `driftsched.core.model.Why`; None if it was never dispatched."""
+    overtook: int | None = None
+    """Requests admitted before it that still waited when it was dispatched."""
+    overtaken: int | None = None
+    """Requests admitted after it that were dispatched while it waited."""
 
 
 class Journal:
@@ -138,6 +163,7 @@ class Journal:
         self.dropped = 0
         self._path = path
         self._parts = (policy, estimator)
+        self._decisions: Decisions | None = None
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._max_days = max_days
@@ -167,9 +193,14 @@ class Journal:
             case Failed():
                 self._ended(event, "failed", event.error)
             case Rejected():
-                self._put(event.at, event.request, None, Usage(), (None, None), "rejected", event.reason, False)
+                ending = ("rejected", event.reason, False)
+                self._put(event.at, event.request, None, Usage(), (None, None), ending, _NO_PLACE)
             case _:
                 pass
+
+    def consult(self, decisions: Decisions) -> None:
+        """Take from there how requests were placed and passed. They must be told of every event before this is."""
+        self._decisions = decisions
 
     def close(self) -> None:
         """Write what waits, as far as the disk lets it within `CLOSE_SECONDS`, and give the file back."""
@@ -182,7 +213,17 @@ class Journal:
         ticket = event.ticket
         began, first = event.dispatched_at, self._first_tokens.pop(ticket.id, None)
         overdue = began is not None and ticket.overdue_at <= began
-        self._put(event.at, ticket.request, ticket.estimate, event.usage, (began, first), outcome, reason, overdue)
+        ending, place = (outcome, reason, overdue), self._place_of(ticket, event.charge)
+        self._put(event.at, ticket.request, ticket.estimate, event.usage, (began, first), ending, place)
+
+    def _place_of(self, ticket: Ticket, charge: float) -> tuple[object, ...]:
+        """What goes into the columns of `_SINCE_2`."""
+        place = (ticket.band, ticket.flow, ticket.rank, charge)
+        decision = self._decisions.ended(ticket.id) if self._decisions else None
+        if decision is None:
+            return (*place, None, None, None, None)
+        overtook = None if decision.dispatched_at is None else decision.overtook
+        return (*place, decision.position, decision.why, overtook, decision.overtaken)
 
     def _put(
         self,
@@ -191,9 +232,8 @@ class Journal:
         estimate: Estimate | None,
         usage: Usage,
         instants: tuple[float | None, float | None],
-        outcome: str,
-        reason: str,
-        overdue: bool,
+        ending: tuple[str, str, bool],
+        place: tuple[object, ...],
     ) -> None:
         if len(self._queue) >= self._max_queued:
             self.dropped += 1
@@ -202,6 +242,7 @@ class Journal:
                 _logger.error("journal %s: %d rows wait already: dropping others", self._path, self._max_queued)
             return
         arrived_at = request.arrived_at
+        outcome, reason, overdue = ending
         # The wall clock is read now and counted back: a monotonic clock stands still while a machine is suspended.
         row = (
             self._wall_clock() - (at - arrived_at),
@@ -219,6 +260,7 @@ class Journal:
             reason,
             *self._parts,
             overdue,
+            *place,
         )
         self._queue.append(row)
 
@@ -328,7 +370,12 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 def _within(connection: sqlite3.Connection, since: float, until: float) -> Iterator[tuple[Any, ...]]:
     if is_empty(connection):
         return iter(())  # nothing has been written yet
-    return connection.execute(_SELECT, (since, until))
+    known = {row[1] for row in connection.execute("PRAGMA table_info(requests)")}
+    columns = ", ".join(name if name in known else "NULL" for name in _COLUMNS)
+    return connection.execute(
+        f"SELECT {columns} FROM requests WHERE arrived_at >= ? AND arrived_at < ? ORDER BY arrived_at, id",  # noqa: S608
+        (since, until),
+    )
 
 
 def _insert(connection: sqlite3.Connection, row: tuple[object, ...]) -> bool:

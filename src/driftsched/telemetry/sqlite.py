@@ -1,8 +1,8 @@
 """What the SQLite files of this package have in common: how one is opened, told from others, and made."""
 
 import sqlite3
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from driftsched.core.errors import ConfigError
@@ -37,21 +37,23 @@ class Schema:
     version: int
     statements: tuple[str, ...]
     """What makes its tables."""
+    migrations: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """By version: what makes a file of it one of the next. Files of these versions can be read as they are."""
 
     def check(self, connection: sqlite3.Connection, path: Path) -> None:
-        """Raises `ConfigError` unless the database is empty or of this kind and version."""
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        """Raises `ConfigError` unless the database is empty, or of this kind and of a version that is known."""
+        version = _version_of(connection)
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         if application != self.application_id and (application or version or not is_empty(connection)):
             raise ConfigError(f"{self.what}: {path} is a database of something else: name another file")
-        if application == self.application_id and version != self.version:
+        if application == self.application_id and version not in (self.version, *self.migrations):
             raise OtherVersionError(
                 f"{self.what}: {path} has schema version {version}, and this driftsched knows {self.version}: "
                 "name another file, or use the driftsched that wrote it"
             )
 
     def prepare(self, connection: sqlite3.Connection, path: Path) -> None:
-        """Make the tables in a new file. Raises `ConfigError` as `check` does."""
+        """Make the tables in a new file, bring an older one up to date. Raises `ConfigError` as `check` does."""
         self.check(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")  # losing power may lose what came last, not the file
@@ -62,3 +64,19 @@ class Schema:
             connection.execute(f"PRAGMA application_id = {self.application_id}")
             connection.execute(f"PRAGMA user_version = {self.version}")
             connection.execute("COMMIT")
+        elif _version_of(connection) != self.version:
+            self._migrate(connection)
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """All steps or none: whoever closes the connection after a failure rolls back."""
+        connection.execute("BEGIN IMMEDIATE")
+        for version in range(_version_of(connection), self.version):  # read again: another gateway may have done it
+            for statement in self.migrations[version]:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {self.version}")
+        connection.execute("COMMIT")
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)

@@ -1,0 +1,61 @@
+"""What only operators may see, behind keys of its own. Without an admin key there are no such paths."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from driftsched.core.model import Tenant
+from driftsched.gateway.answer import Headers, Receive, Send, respond
+from driftsched.gateway.errors import HttpError
+from driftsched.gateway.tenants import KeyedTenants
+from driftsched.gateway.whereabouts import Whereabouts
+
+ADMIN = "/admin/"
+_STATE = "/admin/state"
+_REQUESTS = "/admin/requests/"
+
+Handler = Callable[[Headers, Receive, Send], Awaitable[None]]
+
+
+class Admin:
+    """Answers `GET /admin/state` and `GET /admin/requests/{id}`."""
+
+    def __init__(
+        self,
+        keys_sha256: Sequence[str],
+        *,
+        state: Callable[[], Awaitable[dict[str, object]]],
+        decision: Callable[[str], dict[str, object] | None],
+    ) -> None:
+        """`keys_sha256`: SHA-256 of each admin key, in hex; at least one.
+
+        `decision`: the record of a request by the gateway's own id, None if there is none.
+        """
+        operator = Tenant("admin")  # keys of operators are told from others as those of tenants are
+        self._keys = KeyedTenants([(digest, operator) for digest in keys_sha256])
+        self._state = state
+        self._decision = decision
+
+    def methods(self, path: str, whereabouts: Whereabouts) -> dict[str, Handler] | None:
+        """Handlers of a path below `ADMIN`, by method; None if there is no such path."""
+        if path == _STATE:
+            return {"GET": self._tell_state}
+        if path.startswith(_REQUESTS):
+            asked = path.removeprefix(_REQUESTS)
+            return {"GET": lambda headers, _, send: self._explain(asked, whereabouts, headers, send)}
+        return None
+
+    async def _tell_state(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        self._keys.check(headers)
+        await respond(send, 200, msgspec.json.encode(await self._state()))
+
+    async def _explain(self, asked: str, whereabouts: Whereabouts, headers: Headers, send: Send) -> None:
+        """By the gateway's own id, else by the client's: of several, the latest that is alive, else that ended."""
+        self._keys.check(headers)
+        found = self._decision(asked)
+        if found is None:
+            own_id = whereabouts.own_id(asked.encode("utf-8", "surrogatepass"))
+            found = self._decision(own_id) if own_id else None
+        if found is None:
+            raise HttpError(404, "No request of this id is remembered here.", code="unknown_request")
+        await respond(send, 200, msgspec.json.encode({**found, "asked": asked}))
