@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from driftsched.bench.plan import Setup
 from driftsched.bench.processes import running
 from driftsched.benching import LiveDemand, Target
 from driftsched.cli_bench import parse_objective
@@ -45,11 +46,12 @@ async def test_policies_are_compared_pair_by_pair_on_one_engine(
     load = ("--rate", "60", "--requests", "60", "--warmup-requests", "5", "--seeds", "2", "--slo", "ttft=5,e2e=60")
     async with running(*MOCK) as url:
         status, out, err = await bench(
-            "--engine", url, "--policies", "fifo,sjf", *load, "--json", str(tmp_path / "summary.json")
+            "--engine", url, "--policies", "fifo,sjf+ema", *load, "--json", str(tmp_path / "summary.json")
         )
     assert 0 == status, err
     made = json.loads((tmp_path / "summary.json").read_bytes())
     assert [("fifo", 1), ("sjf", 1), ("fifo", 2), ("sjf", 2)] == [(r["policy"], r["seed"]) for r in made["runs"]]
+    assert {("fifo", "adaptive"), ("sjf", "ema")} == {(r["policy"], r["estimator"]) for r in made["runs"]}
     assert {(60, 60)} == {(run["requests"], run["outcomes"]["finished"]) for run in made["runs"]}
     assert {"live"} == {run["engine_mode"] for run in made["runs"]}
     assert all(run["queue_seconds"]["mean"] >= 0 and run["slo"]["requests"] == 60 for run in made["runs"])
@@ -117,6 +119,7 @@ async def test_a_server_that_cannot_be_reached_is_exit_status_three() -> None:
         (("--url", "http://h"), "--rate: give requests a second"),
         (("--url", "h:1", "--rate", "1"), "must begin with http"),
         (("--engine", "http://h", "--policies", "lottery", "--rate", "1"), "unknown 'lottery'"),
+        (("--engine", "http://h", "--policies", "sjf+guess", "--rate", "1"), "unknown 'guess'"),
         (("--url", "http://h", "--key-env", "NO_SUCH_KEY", "--rate", "1"), "NO_SUCH_KEY is not set"),
     ],
 )
@@ -155,4 +158,5 @@ def test_a_trace_is_stretched_to_the_rate_after_it_is_cut(tmp_path: Path) -> Non
 
 def test_a_policy_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="one is given twice"):
-        Target("http://h", ("fifo", "fifo")).check()
+        Target("http://h", (Setup("fifo", "ema"), Setup("fifo", "ema"))).check()
+    Target("http://h", (Setup("fifo", "ema"), Setup("fifo", "adaptive"))).check()

@@ -30,7 +30,7 @@ from driftsched.bench.live import (
     run_blocks,
 )
 from driftsched.bench.load import root_url
-from driftsched.bench.plan import Block, interleaved, with_warmup
+from driftsched.bench.plan import Block, Setup, interleaved, with_warmup
 from driftsched.bench.processes import running
 from driftsched.bench.results import live_text, write_live
 from driftsched.core.errors import ConfigError
@@ -39,7 +39,7 @@ from driftsched.engines.openai import OpenAIEngine
 from driftsched.estimators import ESTIMATORS
 from driftsched.policies import POLICIES
 from driftsched.sim.conditions import capture_conditions
-from driftsched.sim.measures import Objective
+from driftsched.sim.measures import Objective, Run
 from driftsched.sim.readers import read_trace
 from driftsched.sim.recording import Recording
 from driftsched.sim.shaping import cut, rescale
@@ -107,9 +107,8 @@ class Target:
     """What is loaded: the server at `url`, or gateways of our own in front of the engine there."""
 
     url: str
-    policies: tuple[str, ...] = ()
-    """Policies to run a gateway with, one after the other. Empty: load the server itself."""
-    estimator: str = "adaptive"
+    setups: tuple[Setup, ...] = ()
+    """What to run a gateway with, one after the other. Empty: load the server itself."""
     key_env: str | None = None
     """Name of the environment variable that holds the server's key."""
     slots: int | None = None
@@ -128,15 +127,15 @@ class Target:
         """Raises `ConfigError` for names nobody knows, before any work."""
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"--url, --engine: must begin with http:// or https://, unlike {self.url!r}")
-        for name in self.policies:
-            if name not in POLICIES.names():
-                raise ConfigError(f"--policies: unknown {name!r}: use one of {', '.join(POLICIES.names())}")
-        if len(set(self.policies)) < len(self.policies):
+        for setup in self.setups:
+            if setup.policy not in POLICIES.names():
+                raise ConfigError(f"--policies: unknown {setup.policy!r}: use one of {', '.join(POLICIES.names())}")
+            if setup.estimator not in ESTIMATORS.names():
+                raise ConfigError(
+                    f"--estimator: unknown {setup.estimator!r}: use one of {', '.join(ESTIMATORS.names())}"
+                )
+        if len(set(self.setups)) < len(self.setups):
             raise ConfigError("--policies: one is given twice")
-        if self.estimator not in ESTIMATORS.names():
-            raise ConfigError(
-                f"--estimator: unknown {self.estimator!r}: use one of {', '.join(ESTIMATORS.names())}"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def run_bench(demand: LiveDemand, target: Target, sending: Sending, *, seeds: in
     target.check()
     key = target.key()
     traces = {seed: demand.rows(seed) for seed in range(1, seeds + 1)}
-    blocks = interleaved(target.policies or ("",), list(traces), ORDER_SEED)
+    blocks = interleaved(target.setups or (Setup(""),), list(traces), ORDER_SEED)
     results: list[BlockResult] = []
     status = EXIT_OK
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -202,28 +201,40 @@ def _serve(
 
     @asynccontextmanager
     async def gateway(block: Block) -> AsyncIterator[str]:
-        if not target.policies:
+        if not target.setups:
             yield root_url(target.url)
             return
-        with tempfile.NamedTemporaryFile("w", prefix="driftsched-", suffix=".yaml") as file:
-            yaml.safe_dump(_settings(target, block.policy, traces[block.seed]), file)
-            file.flush()
-            async with running("serve", "--config", file.name, "--port", "0") as url:
-                yield url
+        async with running_gateway(_settings(target, block.setup, traces[block.seed])) as url:
+            yield url
 
     return gateway
 
 
-def _settings(target: Target, policy: str, rows: Sequence[Row]) -> dict[str, Any]:
+@asynccontextmanager
+async def running_gateway(settings: Mapping[str, Any]) -> AsyncIterator[str]:
+    """The URL of a gateway with these settings, in a process of its own. Raises `StartError`."""
+    with tempfile.NamedTemporaryFile("w", prefix="driftsched-", suffix=".yaml") as file:
+        yaml.safe_dump(dict(settings), file)
+        file.flush()
+        async with running("serve", "--config", file.name, "--port", "0") as url:
+            yield url
+
+
+def _settings(target: Target, setup: Setup, rows: Sequence[Row]) -> dict[str, Any]:
     """Of a gateway that knows the tenants of the trace and their tiers."""
     engine = {"url": root_url(target.url), "max_inflight": target.slots, "api_key_env": target.key_env}
+    return gateway_settings(setup, engine, rows)
+
+
+def gateway_settings(setup: Setup, engine: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Of a gateway in front of `engine`, an entry of `engines`; it knows the tenants of `rows` and their tiers."""
     tiers = {row.tenant: row.tier.label for row in rows}
     return {
-        "engines": [engine],
-        "policy": {"name": policy},
-        "estimator": {"name": target.estimator},
+        "engines": [dict(engine)],
+        "policy": {"name": setup.policy},
+        "estimator": {"name": setup.estimator},
         "tenants": [{"id": tenant, "tier": tier} for tenant, tier in tiers.items()],
-        "state": {"path": None},  # every block starts knowing nothing
+        "state": {"path": None},  # it starts knowing nothing
     }
 
 
@@ -232,7 +243,9 @@ def _told(results: Sequence[BlockResult]) -> list[BlockResult]:
     named = []
     for result in results:
         said = next((sent.hit.policy for sent in result.sent if sent.hit.policy), "none")
-        named.append(replace(result, block=replace(result.block, policy=result.block.policy or said)))
+        setup = result.block.setup
+        setup = setup._replace(policy=setup.policy or said)
+        named.append(replace(result, block=replace(result.block, setup=setup)))
     return named
 
 
@@ -246,12 +259,13 @@ def _report(
     *,
     complete: bool,
 ) -> None:
-    recordings = [_recording(result, target) for result in results]
+    slots = target.slots or DEFAULT_SLOTS
+    recordings = [recording_of(result.sent, result.block, slots=slots) for result in results]
     figures = [live_figures(result, position) for position, result in enumerate(results)]
     done = [place for place, result in enumerate(results) if result.complete] or [0]  # of none, the one cut off
-    runs = [measure_live(results[place].sent, recordings[place], output.objective) for place in done]
+    runs = [measure_live(results[place], recordings[place], output.objective) for place in done]
     made = document(
-        _in_order(runs, target.policies),
+        _in_order(runs, target.setups),
         scenario={
             **_description(demand, target, sending, output.objective),
             "seeds": list(traces),
@@ -260,14 +274,14 @@ def _report(
             "blocks": msgspec.to_builtins(figures),
         },
         trace_hash=sha256("".join(trace_hash(rows) for rows in traces.values()).encode()).hexdigest(),
-        baseline=target.policies[0] if target.policies else None,
+        baseline=target.setups[0].policy if target.setups else None,
         complete=complete,
     )
     sys.stdout.write(_heading(demand, target, sending, traces) + render(made) + live_text(made, figures))
     for result in results:
         problem = lost(result)
         if problem and complete:
-            sys.stdout.write(f"! {result.block.policy}, seed {result.block.seed}: {problem}\n")
+            sys.stdout.write(f"! {result.block.setup.policy}, seed {result.block.seed}: {problem}\n")
     if output.json is not None:
         output.json.write_bytes(to_json(made))
     if output.out is not None:
@@ -279,28 +293,16 @@ def _report(
         write_report(output.out / "report.html", made, drawn)
 
 
-def _recording(result: BlockResult, target: Target) -> Recording:
-    block = result.block
-    estimator = target.estimator if target.policies else "unknown"
-    return recording_of(
-        result.sent,
-        policy=block.policy,
-        estimator=estimator,
-        seed=block.seed,
-        slots=target.slots or DEFAULT_SLOTS,
-    )
-
-
 def _waits(recording: Recording) -> Iterable[float]:
     """Queue times of what was answered; nan where the server said none."""
     columns = zip(recording.arrived_at, recording.dispatched_at, recording.outcome, strict=True)
     return (began - arrived for arrived, began, outcome in columns if outcome == "finished")
 
 
-def _in_order(runs: Sequence[Any], policies: Sequence[str]) -> list[Any]:
-    """By policy as asked for, not by the random order of the blocks."""
-    places = {policy: place for place, policy in enumerate(policies)}
-    return sorted(runs, key=lambda run: (run.seed, places.get(run.policy, 0)))
+def _in_order(runs: Sequence[Run], setups: Sequence[Setup]) -> list[Run]:
+    """As the setups were asked for, not by the random order of the blocks."""
+    places = {setup: place for place, setup in enumerate(setups)}
+    return sorted(runs, key=lambda run: (run.seed, places.get(Setup(run.policy, run.estimator, run.variant), 0)))
 
 
 def _description(
@@ -318,6 +320,7 @@ def _description(
         "stream": sending.stream,
         "impose_lengths": sending.impose_lengths,
         "max_tokens": sending.max_tokens,
+        "temperature": sending.temperature,
         "slots": target.slots,
         "slo": None if objective is None else [objective.ttft_seconds, objective.e2e_seconds],
     }
@@ -329,7 +332,7 @@ def _heading(demand: LiveDemand, target: Target, sending: Sending, traces: Mappi
     rate = f" at {demand.rate:g}/s" if demand.rate is not None else ""
     counted = len(next(iter(traces.values()))) - demand.warmup_requests
     warmup = f" after a warm-up of {demand.warmup_requests}" if demand.warmup_requests else ""
-    where = "gateways in front of " if target.policies else ""
+    where = "gateways in front of " if target.setups else ""
     lines = [
         f"{what}{rate}, open loop, seeds 1 to {len(traces)}",
         f"{counted} requests a block{warmup}",
@@ -383,6 +386,6 @@ def _lines(num_blocks: int) -> Callable[[Tally], None]:
 
 def _say(tally: Tally) -> str:
     errors = f", {tally.errors} errors" if tally.errors else ""
-    policy = f"{tally.block.policy}, " if tally.block.policy else ""
+    policy = f"{tally.block.setup.policy}, " if tally.block.setup.policy else ""
     open_now = tally.sent - tally.done
     return f"{policy}seed {tally.block.seed}: {tally.done} of {tally.total} done, {open_now} open{errors}"

@@ -20,7 +20,10 @@ def bench(
     ] = None,
     policies: Annotated[
         str,
-        typer.Option(help="With --engine: separated by commas; the first is what others are compared with."),
+        typer.Option(
+            help="With --engine: separated by commas; the first is what others are compared with. "
+            "One may bring its own estimator: sjf+ema."
+        ),
     ] = "fifo,sjf,fair",
     estimator: Annotated[
         str, typer.Option(help="With --engine: how lengths are predicted, see `driftsched estimators`.")
@@ -59,6 +62,10 @@ def bench(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Ask for answers exactly as long as the workload says.")
     ] = False,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, max=2, help="Of sampling; 0: always the likeliest token. Default: the server's."),
+    ] = None,
     stream: Annotated[bool, typer.Option(help="Stream answers: without, no time to first token.")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that an answer may take.")] = 600.0,
     slo: Annotated[
@@ -90,13 +97,14 @@ def bench(
     """
     from driftsched import benching
     from driftsched.bench.live import Sending
+    from driftsched.bench.plan import parse_setup
     from driftsched.simulating import parse_options
 
     if (url is None) == (engine is None):
         raise ConfigError("give --url for a server to load as it is, or --engine for one to compare --policies on")
     if (rho is None) != (capacity is None) or (rho is not None and rate is not None):
         raise ConfigError("give --rate, or --rho and --capacity together")
-    chosen = tuple(name.strip() for name in policies.split(",") if name.strip())
+    chosen = tuple(parse_setup(name, estimator) for name in policies.split(",") if name.strip())
     if engine is not None and not chosen:
         raise ConfigError("--policies: give at least one")
     demand = benching.LiveDemand(
@@ -109,13 +117,17 @@ def bench(
     )
     target = benching.Target(
         url or engine or "",
-        policies=chosen if engine is not None else (),
-        estimator=estimator,
+        setups=chosen if engine is not None else (),
         key_env=key_env,
         slots=slots,
     )
     sending = Sending(
-        model or "", stream=stream, impose_lengths=ignore_eos, max_tokens=max_tokens, timeout_seconds=timeout
+        model or "",
+        stream=stream,
+        impose_lengths=ignore_eos,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        timeout_seconds=timeout,
     )
     output = benching.LiveOutput(
         out=out, json=json, quiet=quiet, objective=parse_objective(slo), max_error_rate=max_error_rate

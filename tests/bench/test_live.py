@@ -25,10 +25,11 @@ from driftsched.bench.live import (
     run_blocks,
 )
 from driftsched.bench.load import Hit, completions_url
-from driftsched.bench.plan import Block, shots_of, with_warmup
+from driftsched.bench.plan import Block, Setup, shots_of, with_warmup
 from driftsched.sim.measures import Objective
 from driftsched.sim.trace import Row
 
+BLOCK = Block(Setup("sjf", "static"), 1)
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GATEWAY = {
     "x-driftsched-policy": "sjf",
@@ -85,7 +86,7 @@ async def drive(
         async def serve(block: Block) -> AsyncIterator[str]:
             yield url
 
-        await run_blocks([Block("sjf", 1)], lambda _: rows, serve, sending or Sending("m"), results, on_change)
+        await run_blocks([BLOCK], lambda _: rows, serve, sending or Sending("m"), results, on_change)
     return results[0]
 
 
@@ -121,15 +122,15 @@ async def test_what_is_asked_for_is_what_was_planned() -> None:
         headers.append(request.headers.get("authorization"))
         return await stream(request, TEXT, END, USAGE)
 
-    await drive(handle, at_once(1), Sending("tiny", api_key="secret", impose_lengths=True))
+    await drive(handle, at_once(1), Sending("tiny", api_key="secret", impose_lengths=True, temperature=0.0))
     (body,) = bodies
     assert ["Bearer secret"] == headers
     assert ("tiny", 5, True, "t0") == (body["model"], body["max_tokens"], body["ignore_eos"], body["user"])
-    assert ({"include_usage": True}, True) == (body["stream_options"], body["stream"])
+    assert ({"include_usage": True}, True, 0.0) == (body["stream_options"], body["stream"], body["temperature"])
     assert "secret" not in repr(Sending("tiny", api_key="secret"))
 
 
-async def test_a_limit_that_nobody_set_is_not_sent() -> None:
+async def test_what_nobody_set_is_not_sent() -> None:
     bodies: list[dict[str, Any]] = []
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -137,12 +138,12 @@ async def test_a_limit_that_nobody_set_is_not_sent() -> None:
         return await stream(request, TEXT, END, USAGE)
 
     await drive(handle, at_once(1))
-    assert set() == {"max_tokens", "ignore_eos"} & bodies[0].keys()
+    assert set() == {"max_tokens", "ignore_eos", "temperature"} & bodies[0].keys()
 
 
 async def test_the_gateways_word_gives_queue_time_and_prediction() -> None:
     result = await drive(lambda request: stream(request, TEXT, END, USAGE, headers=GATEWAY), at_once(3))
-    recording = recording_of(result.sent, policy="sjf", estimator="static", seed=1, slots=4)
+    recording = recording_of(result.sent, BLOCK, slots=4)
     for began, sent in zip(recording.dispatched_at, result.sent, strict=True):
         assert began == pytest.approx(sent.offset + (sent.hit.sent_at or 0) + 0.25)
     assert [30.0] * 3 == list(recording.predicted_tokens)
@@ -154,8 +155,8 @@ async def test_the_gateways_word_gives_queue_time_and_prediction() -> None:
 
 async def test_a_server_that_says_nothing_has_no_queue_figures() -> None:
     result = await drive(lambda request: stream(request, TEXT, END, USAGE), at_once(30))
-    recording = recording_of(result.sent, policy="none", estimator="unknown", seed=1, slots=4)
-    run = measure_live(result.sent, recording, None)
+    recording = recording_of(result.sent, BLOCK, slots=4)
+    run = measure_live(result, recording, None)
     assert all(map(isnan, recording.dispatched_at))
     assert (None, None) == (run.queue_seconds.mean, run.queue_seconds.p50)
     assert {None} == {group.queue_seconds.mean for group in run.by_tenant.values()}
@@ -272,13 +273,13 @@ def answered(rows: Sequence[Row], *, lag: float = 0.0, ttft: float = 0.5, e2e: f
     for shot in shots_of(rows, 1):
         times = (shot.at + lag, shot.at + ttft, shot.at + e2e)
         hits.append(Hit(shot, *times, status=200, queue_seconds=0.1, predicted_tokens=30, completion_tokens=21))
-    return BlockResult(Block("sjf", 1), rows, [(0.0, hits)], complete=True)
+    return BlockResult(BLOCK, rows, [(0.0, hits)], complete=True)
 
 
 def test_times_count_from_the_intended_instant_so_that_a_late_client_cannot_hide() -> None:
     result = answered([Row(float(n), 10, 5) for n in range(10)], lag=0.4)
-    recording = recording_of(result.sent, policy="sjf", estimator="static", seed=1, slots=4)
-    run = measure_live(result.sent, recording, Objective(ttft_seconds=0.4))
+    recording = recording_of(result.sent, BLOCK, slots=4)
+    run = measure_live(result, recording, Objective(ttft_seconds=0.4))
     figures = live_figures(result, 0)
     assert run.e2e_seconds.p50 == pytest.approx(2.5)
     assert run.ttft_seconds.p50 == pytest.approx(0.5)
@@ -310,8 +311,8 @@ def test_a_client_is_late_by_ten_milliseconds_or_a_hundredth_of_the_median() -> 
 def test_warm_up_is_kept_and_told_apart_but_not_counted() -> None:
     rows = with_warmup([Row(float(n), 10, 5, phase="steady") for n in range(10)], 4)
     result = answered(rows)
-    recording = recording_of(result.sent, policy="sjf", estimator="static", seed=1, slots=4)
-    run = measure_live(result.sent, recording, None)
+    recording = recording_of(result.sent, BLOCK, slots=4)
+    run = measure_live(result, recording, None)
     figures = live_figures(result, 0)
     assert (10, 6) == (len(recording), run.requests)
     assert {"warmup": 4, "steady": 6} == {phase: group.requests for phase, group in run.by_phase.items()}

@@ -3,28 +3,37 @@ from random import Random
 
 import pytest
 
-from driftsched.bench.plan import WARMUP, Block, interleaved, padded_prompt, shots_of, with_warmup
+from driftsched.bench.plan import (
+    WARMUP,
+    Block,
+    Setup,
+    interleaved,
+    padded_prompt,
+    parse_setup,
+    shots_of,
+    with_warmup,
+)
 from driftsched.bench.prompts import TEMPLATES
 from driftsched.core.model import Tier
 from driftsched.estimators.categories import KeywordClassifier
 from driftsched.sim.trace import Row
 
-POLICIES = ("fifo", "sjf", "fair")
+SETUPS = (Setup("fifo"), Setup("sjf", "ema"), Setup("sjf", "adaptive"))
 
 
-def test_every_policy_is_driven_once_for_each_seed_before_the_next_seed_begins() -> None:
-    blocks = interleaved(POLICIES, [1, 2, 3, 4], order_seed=1)
-    assert [seed for seed in (1, 2, 3, 4) for _ in POLICIES] == [block.seed for block in blocks]
-    assert {Block(policy, seed) for policy in POLICIES for seed in (1, 2, 3, 4)} == set(blocks)
+def test_every_setup_is_driven_once_for_each_seed_before_the_next_seed_begins() -> None:
+    blocks = interleaved(SETUPS, [1, 2, 3, 4], order_seed=1)
+    assert [seed for seed in (1, 2, 3, 4) for _ in SETUPS] == [block.seed for block in blocks]
+    assert {Block(setup, seed) for setup in SETUPS for seed in (1, 2, 3, 4)} == set(blocks)
 
 
-def test_no_policy_always_comes_first_and_the_order_is_reproducible() -> None:
-    blocks = interleaved(POLICIES, list(range(60)), order_seed=1)
-    firsts = Counter(block.policy for block in blocks[:: len(POLICIES)])
-    assert set(POLICIES) == set(firsts)
+def test_no_setup_always_comes_first_and_the_order_is_reproducible() -> None:
+    blocks = interleaved(SETUPS, list(range(60)), order_seed=1)
+    firsts = Counter(block.setup for block in blocks[:: len(SETUPS)])
+    assert set(SETUPS) == set(firsts)
     assert all(10 <= count <= 30 for count in firsts.values())
-    assert blocks == interleaved(POLICIES, list(range(60)), order_seed=1)
-    assert blocks != interleaved(POLICIES, list(range(60)), order_seed=2)
+    assert blocks == interleaved(SETUPS, list(range(60)), order_seed=1)
+    assert blocks != interleaved(SETUPS, list(range(60)), order_seed=2)
 
 
 @pytest.mark.parametrize("category", TEMPLATES)
@@ -67,3 +76,8 @@ def test_the_first_requests_are_labelled_as_warm_up_and_not_otherwise_changed() 
     labelled = with_warmup(rows, 2)
     assert [WARMUP, WARMUP, "stress", "stress"] == [row.phase for row in labelled]
     assert [0.0, 1.0, 2.0, 3.0] == [row.at for row in labelled]
+
+
+def test_a_policy_may_bring_its_own_estimator() -> None:
+    assert Setup("sjf", "ema") == parse_setup(" sjf+ema ", "adaptive")
+    assert Setup("sjf", "adaptive") == parse_setup("sjf", "adaptive")

@@ -42,6 +42,8 @@ class Sending:
     """Ask for exactly as many tokens as the trace says, by `ignore_eos`."""
     max_tokens: int | None = None
     """No request asks for more."""
+    temperature: float | None = None
+    """None: the server's own."""
     timeout_seconds: float = 600.0
 
 
@@ -157,6 +159,7 @@ async def _drive(url: str, result: BlockResult, sending: Sending, on_change: Cal
             api_key=sending.api_key,
             stream=sending.stream,
             ignore_eos=sending.impose_lengths,
+            temperature=sending.temperature,
             timeout_seconds=sending.timeout_seconds,
             on_change=tell,
         )
@@ -164,18 +167,19 @@ async def _drive(url: str, result: BlockResult, sending: Sending, on_change: Cal
         before = Tally(block, total, before.sent + len(hits), before.done + len(hits), errors)
 
 
-def recording_of(sent: Sequence[Sent], *, policy: str, estimator: str, seed: int, slots: int) -> Recording:
-    """The requests as columns. Queue times are there if the server states them, as our gateway does."""
+def recording_of(sent: Sequence[Sent], block: Block, *, slots: int) -> Recording:
+    """The requests of `block`, or some of them, as columns.
+
+    Queue times are there if the server states them, as our gateway does.
+    """
     hits = [each.hit for each in sent]
     predicted = [nan if hit.predicted_tokens is None else float(hit.predicted_tokens) for hit in hits]
     prompts = [hit.prompt_tokens or each.row.prompt_tokens for each, hit in zip(sent, hits, strict=True)]
     depth, deepest = _queue_depth(sent)
     return Recording(
-        policy=policy,
-        estimator=estimator,
+        **block.setup._asdict(),
         engine_mode=LIVE,
-        variant="base",
-        seed=seed,
+        seed=block.seed,
         slots=slots,
         arrived_at=[each.arrived_at for each in sent],
         dispatched_at=[each.dispatched_at for each in sent],
@@ -216,22 +220,13 @@ def _queue_depth(sent: Sequence[Sent]) -> tuple[list[tuple[float, int]], int]:
     return points[:: 1 + len(points) // MAX_DEPTH_POINTS], max((depth for _, depth in points), default=0)
 
 
-def measure_live(sent: Sequence[Sent], recording: Recording, objective: Objective | None) -> Run:
+def measure_live(result: BlockResult, recording: Recording, objective: Objective | None) -> Run:
     """The figures of a block without its warm-up; the warm-up shows in `by_phase` alone.
 
     Where the server states no queue times, figures made of them are None.
     """
-    counted = [each for each in sent if each.row.phase != WARMUP]
-    run = measure(
-        recording_of(
-            counted,
-            policy=recording.policy,
-            estimator=recording.estimator,
-            seed=recording.seed,
-            slots=recording.slots,
-        ),
-        objective,
-    )
+    counted = [each for each in result.sent if each.row.phase != WARMUP]
+    run = measure(recording_of(counted, result.block, slots=recording.slots), objective)
     run = msgspec.structs.replace(run, by_phase=measure(recording).by_phase)
     return run if any(not isnan(at) for at in recording.dispatched_at) else _without_queue(run)
 
@@ -256,6 +251,8 @@ class LiveFigures(msgspec.Struct, frozen=True):
     """What only a live block has: an element of `scenario.blocks` in summary.json. The warm-up is left out."""
 
     policy: str
+    estimator: str
+    variant: str
     seed: int
     position: int
     """When it was driven: 0 for the first block of the run."""
@@ -292,7 +289,7 @@ def live_figures(result: BlockResult, position: int) -> LiveFigures:
     last = max((each.at(each.hit.finished_at) for each in sent if each.hit.ok), default=nan)
     span = last - sent[0].arrived_at if sent else nan
     return LiveFigures(
-        policy=result.block.policy,
+        **result.block.setup._asdict(),
         seed=result.block.seed,
         position=position,
         complete=result.complete,
@@ -330,8 +327,7 @@ def lost(result: BlockResult) -> str | None:
     sent = result.sent
     if result.complete and len(sent) != len(result.rows):
         return f"{len(result.rows)} requests were to be sent, but {len(sent)} were"
-    block = result.block
-    return unaccounted(recording_of(sent, policy=block.policy, estimator="", seed=block.seed, slots=1))
+    return unaccounted(recording_of(sent, result.block, slots=1))
 
 
 def request_extras(sent: Iterable[Sent]) -> Iterator[dict[str, float | int | None]]:

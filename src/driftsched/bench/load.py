@@ -95,19 +95,20 @@ async def fire(
     api_key: str | None = None,
     stream: bool = True,
     ignore_eos: bool = False,
+    temperature: float | None = None,
     timeout_seconds: float = 600.0,
     on_change: Callable[[Progress], None] = lambda _: None,
 ) -> list[Hit]:
     """Send every shot at its instant to the OpenAI server at `url`, wait for all answers, and report in that order.
 
     `shots` must be sorted by instant. `ignore_eos` asks for answers of exactly `max_tokens`, which vLLM, SGLang and
-    llama-server grant. Without `stream` there is no time of the first token. Failures are reported, never raised;
-    `on_change` is called at the start and whenever a request was sent or answered, so whoever cancels this has the
-    hits so far.
+    llama-server grant; `temperature` is the server's own unless given. Without `stream` there is no time of the
+    first token. Failures are reported, never raised; `on_change` is called at the start and whenever a request was
+    sent or answered, so whoever cancels this has the hits so far.
     """
     progress = Progress(len(shots), hits=[Hit(shot) for shot in shots])
     on_change(progress)
-    call = _Call(completions_url(url), model, stream, ignore_eos)
+    call = _Call(completions_url(url), model, stream, ignore_eos, temperature)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=timeout_seconds),
@@ -151,6 +152,7 @@ class _Call:
     model: str
     stream: bool
     ignore_eos: bool
+    temperature: float | None
 
 
 async def _send(
@@ -197,6 +199,8 @@ def _body(shot: Shot, call: _Call) -> dict[str, object]:
         body["stream_options"] = {"include_usage": True}
     if call.ignore_eos:
         body["ignore_eos"] = True
+    if call.temperature is not None:
+        body["temperature"] = call.temperature
     return body
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -24,27 +25,42 @@ _PADDING = (
 """Sentences without the words by which kinds of request are told apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One stretch of load on one policy."""
+class Setup(NamedTuple):
+    """What a server is run with: what is compared."""
 
     policy: str
+    estimator: str = "unknown"
+    variant: str = "base"
+    """A word for what else differs, as in `driftsched.sim.summary.Arm`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One stretch of load on one setup."""
+
+    setup: Setup
     seed: int
     """Blocks of the same seed send the same requests."""
 
 
-def interleaved(policies: Sequence[str], seeds: Sequence[int], order_seed: int) -> list[Block]:
-    """Every policy once for each seed, in random order within the seed.
+def parse_setup(text: str, estimator: str) -> Setup:
+    """`sjf+ema` is a policy with an estimator of its own; `sjf` alone takes `estimator`."""
+    policy, plus, own = text.partition("+")
+    return Setup(policy.strip(), own.strip() if plus else estimator)
 
-    A machine that grows slower over the hours then slows all policies alike, and a difference between two policies
-    of one seed is taken at about the same time.
+
+def interleaved(setups: Sequence[Setup], seeds: Sequence[int], order_seed: int) -> list[Block]:
+    """Every setup once for each seed, in random order within the seed.
+
+    A machine that grows slower over the hours then slows all setups alike, and a difference between two of them in
+    one seed is taken at about the same time.
     """
     random = Random(f"{order_seed}:blocks")
     blocks = []
     for seed in seeds:
-        order = list(policies)
+        order = list(setups)
         random.shuffle(order)
-        blocks += [Block(policy, seed) for policy in order]
+        blocks += [Block(setup, seed) for setup in order]
     return blocks
 
 

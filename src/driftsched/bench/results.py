@@ -13,15 +13,17 @@ import msgspec
 from driftsched.bench.live import MAX_LAG_SECONDS, MAX_LAG_SHARE, BlockResult, LiveFigures, request_extras
 from driftsched.sim.recording import Recording
 from driftsched.sim.statistics import t_interval, wilson_interval
-from driftsched.sim.summary import Arm, Document, request_lines, write_results
+from driftsched.sim.summary import Arm, Document, arm_of, labels, request_lines, write_results
 from driftsched.sim.tables import value_text
 
 
 def live_text(made: Document, figures: Sequence[LiveFigures]) -> str:
     """The table that only a live run has, and what a reader must know, at most 80 columns wide."""
     lines = ["", _cells("live", ("TTFT P50, s", "TPOT P50, ms", "answers/s", "in SLO"))]
+    names = labels(made.arms)
     for arm in made.arms:
-        mine = [figure for figure in figures if figure.policy == arm.policy]
+        of_arm = (arm.policy, arm.estimator, arm.variant)
+        mine = [figure for figure in figures if (figure.policy, figure.estimator, figure.variant) == of_arm]
         tpot = [1e3 * figure.tpot_seconds.p50 for figure in mine if figure.tpot_seconds.p50 is not None]
         rates = [figure.answered_rate for figure in mine if figure.answered_rate is not None]
         ttft = made.row(arm, "ttft_seconds.p50")
@@ -31,13 +33,13 @@ def live_text(made: Document, figures: Sequence[LiveFigures]) -> str:
             value_text(t_interval(rates) if rates else None),
             _attained(made, arm),
         )
-        lines.append(_cells(arm.policy, cells))
+        lines.append(_cells(names[arm], cells))
     return "\n".join([*lines, "", *_remarks(figures)]) + "\n"
 
 
 def _attained(made: Document, arm: Arm) -> str:
     """Of the requests of all blocks together: `97% 95..98`; a dash without an objective."""
-    slos = [run.slo for run in made.runs if (run.policy, run.estimator) == arm[:2] and run.slo is not None]
+    slos = [run.slo for run in made.runs if arm_of(run) == arm and run.slo is not None]
     requests = sum(slo.requests for slo in slos)
     if not requests:
         return "-"
