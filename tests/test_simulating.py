@@ -67,6 +67,33 @@ def test_every_policy_gets_the_same_requests_and_loses_none(tmp_path: Path) -> N
     assert {200} == {run["outcomes"]["finished"] for run in runs}
 
 
+def test_limits_on_what_is_in_flight_are_compared_on_the_same_requests(tmp_path: Path) -> None:
+    simulate(
+        Demand(options=SMALL, rho=0.9),
+        policies=("fifo",),
+        limits=("4", "8", "adaptive:32"),
+        out=tmp_path / "s.json",
+    )
+    runs = json.loads((tmp_path / "s.json").read_bytes())["runs"]
+    seconds = {run["variant"]: run["e2e_seconds"]["p99"] for run in runs if run["seed"] == 1}
+    assert ["in flight 4", "in flight 8", "adaptive from 32"] == list(seconds)
+    assert seconds["in flight 4"] > seconds["in flight 8"]
+    assert seconds["adaptive from 32"] < 1.1 * seconds["in flight 8"]
+    assert {200} == {run["outcomes"]["finished"] for run in runs}
+
+
+def test_a_limit_in_tokens_leaves_nobody_behind(tmp_path: Path) -> None:
+    simulate(Demand(options=SMALL, rho=0.9), policies=("fair",), max_inflight_tokens=500, out=tmp_path / "s.json")
+    runs = json.loads((tmp_path / "s.json").read_bytes())["runs"]
+    assert {200} == {run["outcomes"]["finished"] for run in runs}
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many", "adaptive", "adaptive:", "fixed:3", ":3"])
+def test_a_limit_that_makes_no_sense_is_refused(limit: str) -> None:
+    with pytest.raises(ConfigError, match="inflight"):
+        simulate(Demand(options=SMALL), limits=(limit,))
+
+
 def test_the_oracle_is_never_wrong(tmp_path: Path) -> None:
     simulate(Demand(options=SMALL, rho=0.9), estimators=("static", "oracle"), out=tmp_path / "s.json")
     runs = json.loads((tmp_path / "s.json").read_bytes())["runs"]

@@ -88,7 +88,18 @@ def simulate(
     mode: Annotated[EngineMode, typer.Option(help="Batching: vLLM-like, or closed micro-batches.")] = (
         EngineMode.CONTINUOUS
     ),
-    slots: Annotated[int, typer.Option(min=1, help="Sequences in one batch, and requests in flight.")] = 32,
+    slots: Annotated[int, typer.Option(min=1, help="Sequences in one batch.")] = 32,
+    inflight: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests in flight: numbers separated by commas, or adaptive:N, which starts at N and follows "
+            "the engine. Default: as many as --slots."
+        ),
+    ] = None,
+    max_inflight_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens in flight, prompts and predicted answers. Default: no limit."),
+    ] = None,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Also with the least known coefficients 20 % lower and higher.")
     ] = False,
@@ -117,6 +128,8 @@ def simulate(
         driftsched simulate --workload drift --rho 0.9
 
         driftsched simulate --trace azure.csv.gz --rho 0.95 --tenants 8 --out results
+
+        driftsched simulate --rho 0.9 --policies fifo,slack,fair --inflight 28,32,64,adaptive:64
 
         driftsched simulate --fit results/requests.jsonl --hardware a100-llama3-8b --rho 0.8
     """
@@ -151,6 +164,8 @@ def simulate(
         hardware=hardware,
         mode=mode.value,
         slots=slots,
+        limits=_names(inflight or ""),
+        max_inflight_tokens=max_inflight_tokens,
         recorded=fit,
         sensitivity=sensitivity,
         processes=processes or os.cpu_count() or 1,

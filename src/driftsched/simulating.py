@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ def run_simulate(
     hardware: str,
     mode: Mode,
     slots: int,
+    limits: Sequence[str] = (),
+    max_inflight_tokens: int | None = None,
     recorded: Path | None = None,
     sensitivity: bool = False,
     processes: int = 1,
@@ -174,13 +177,18 @@ def run_simulate(
 ) -> None:
     """Run, print the tables, write the files. Raises `ConfigError`.
 
-    With `recorded`, a requests.jsonl, the engine is fitted to it, and `hardware` only tells what that run does not.
+    `limits`: requests in flight, each a number, or `adaptive:` and the number it starts from; all arms run under
+    each. With `recorded`, a requests.jsonl, the engine is fitted to it, and `hardware` only tells what that run
+    does not.
     """
     output = output or Output()
     arms.check()
     fitted = fit(read_served(recorded), get_hardware(hardware)) if recorded is not None else None
-    machine = Machine(fitted.hardware if fitted else get_hardware(hardware), mode, slots)
-    cases = list(_cases(arms, machine, sensitivity))
+    tokens = inf if max_inflight_tokens is None else max_inflight_tokens
+    machine = Machine(
+        fitted.hardware if fitted else get_hardware(hardware), mode, slots, max_inflight_tokens=tokens
+    )
+    cases = list(_cases(arms, machine, sensitivity, limits))
     source = TraceOf(demand, machine)
     experiment = Experiment(source, tuple(cases), tuple(range(1, num_seeds + 1)), PARTS)
     with _progress(output.quiet) as progress:
@@ -231,11 +239,24 @@ def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
         raise ConfigError(f"{kind}: one is given twice")
 
 
-def _cases(arms: Arms, machine: Machine, sensitivity: bool) -> Iterator[Case]:
-    yield from arms.cases(machine, "base")
+def _cases(arms: Arms, machine: Machine, sensitivity: bool, limits: Sequence[str]) -> Iterator[Case]:
+    for limit in limits:
+        adaptive, number = _limit(limit)
+        limited = replace(machine, inflight=number, adaptive=adaptive)
+        yield from arms.cases(limited, f"{'adaptive from' if adaptive else 'in flight'} {number}")
+    if not limits:
+        yield from arms.cases(machine, "base")
     if sensitivity:
         for name, changed in _band(machine.hardware):
             yield from arms.cases(replace(machine, hardware=changed), name)
+
+
+def _limit(text: str) -> tuple[bool, int]:
+    """Whether it adapts, and the number. Raises `ConfigError`."""
+    kind, colon, number = text.rpartition(":")
+    if (colon and kind != "adaptive") or not number.isdecimal() or int(number) < 1:
+        raise ConfigError(f"inflight {text!r}: write a number of requests, or adaptive: and one, e.g. adaptive:64")
+    return bool(colon), int(number)
 
 
 def _band(hardware: Hardware) -> Iterator[tuple[str, Hardware]]:

@@ -82,7 +82,7 @@ class Simulation:
         self.advance(at)
         self._now = at
         self._submit(arrival, at)
-        self._dispatch(at)
+        self.dispatch(at)
 
     def finish(self) -> float:
         """Serve all that is left; returns the instant of the last event. Raises `StuckError`."""
@@ -101,8 +101,8 @@ class Simulation:
             step, self._step = self._step, None
             self._now = step.ended_at
             self._report(step)
-            if step.finished:  # nothing else frees a slot
-                self._dispatch(step.ended_at)
+            if step.finished:  # nothing else here frees a slot
+                self.dispatch(step.ended_at)
 
     def _submit(self, arrival: Arrival, at: float) -> None:
         self._truth[arrival.request.id] = arrival
@@ -112,7 +112,7 @@ class Simulation:
         except RejectedError:
             del self._truth[arrival.request.id]  # told by an event; an open loop does not come again
 
-    def _dispatch(self, now: float) -> None:
+    def dispatch(self, now: float) -> None:
         """Let expired requests go, then give every free slot to whoever is next."""
         if self._may_expire:
             for expired in run_now(self._scheduler.expire(now)):

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Literal
 
 from driftsched.core.errors import ConfigError
+from driftsched.core.limit import AdaptiveLimit
 from driftsched.core.model import NO_TRAITS, Request, Tenant, Traits, Usage
 from driftsched.core.protocols import Estimator, Policy, Queue
 from driftsched.core.scheduler import Scheduler
@@ -21,6 +23,7 @@ from driftsched.sim.oracle import Oracle
 from driftsched.sim.recording import Recorder, Recording
 from driftsched.sim.statistics import unaccounted
 from driftsched.sim.trace import Row, segments, trace_hash
+from driftsched.sim.watch import Watched
 
 Executor = Literal["processes", "ray"]
 
@@ -49,7 +52,18 @@ class Machine:
     hardware: Hardware
     mode: Mode = "continuous"
     slots: int = 32
-    """Sequences in a batch, and requests in flight."""
+    """Sequences in a batch."""
+    inflight: int | None = None
+    """Requests in flight; None: as many as fill the batch."""
+    adaptive: bool = False
+    """Requests in flight follow the engine, from `inflight` on."""
+    max_inflight_tokens: float = inf
+    """See `Scheduler`."""
+
+    @property
+    def first_limit(self) -> int:
+        """Requests that may be in flight at the start."""
+        return self.inflight or self.slots
 
     def engine(self) -> BatchModel:
         """A fresh one, at time 0."""
@@ -148,23 +162,28 @@ def run_case(rows: Sequence[Row], case: Case, seed: int, parts: Parts) -> Record
         engine_mode=machine.mode,
         variant=case.variant,
         seed=seed,
-        slots=machine.slots,
+        slots=machine.first_limit,
         phases=[row.phase for row in rows],
     )
+    queue = parts.create_queue(machine.first_limit)
     scheduler = Scheduler(
         policy=parts.create_policy(case.policy),
         estimator=_estimator(case, rows, parts),
         describer=TraceDescriber(),
-        queue=parts.create_queue(machine.slots),
+        queue=queue,
+        max_inflight_tokens=machine.max_inflight_tokens,
         max_reranks=max_reranks(case.feedback),
         listeners=[recorder],
     )
     engine = machine.engine()
+    serve: Callable[[Iterable[Arrival]], float] = partial(simulate, scheduler=scheduler, engine=engine)
+    if machine.adaptive:
+        serve = Watched(scheduler, queue, engine, AdaptiveLimit(machine.first_limit)).simulate
     now = 0.0
     number = 0
     turns: Turns = Counter()
     for part in segments(rows):
-        now = simulate(_arrivals(part, number, now, turns), scheduler, engine)
+        now = serve(_arrivals(part, number, now, turns))
         number += len(part)
     recording = recorder.recording()
     if problem := unaccounted(recording, submitted=len(rows)):
