@@ -36,7 +36,7 @@ from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.shadowing import Shadowing
 from driftsched.telemetry.journal import Journal
-from driftsched.telemetry.log import log_drift
+from driftsched.telemetry.log import log_drift, log_policy
 from driftsched.telemetry.prometheus import PrometheusListener
 from driftsched.telemetry.shadow import ShadowMetrics
 from driftsched.telemetry.state import StateKeeper, StateStore
@@ -88,7 +88,13 @@ def build_gateway(
         max_inflight_tokens=settings.limits.max_inflight_tokens or inf,
         max_reranks=settings.limits.max_reranks,
         rejects_unattainable=settings.limits.reject_unattainable,
-        listeners=(metrics, log_drift, *(part for part in (decisions, journal, shadow) if part), *listeners),
+        listeners=(
+            metrics,
+            log_drift,
+            log_policy,
+            *(part for part in (decisions, journal, shadow) if part),
+            *listeners,
+        ),
     )
     metrics.watch(
         lambda: scheduler.load,

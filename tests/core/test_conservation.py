@@ -21,13 +21,14 @@ from driftsched.core.events import (
     Failed,
     Finished,
     FirstToken,
+    PolicyChanged,
     Recalibrated,
     Rejected,
     Reranked,
 )
 from driftsched.core.model import Tenant, Ticket, Tier, Usage
 from driftsched.core.scheduler import Scheduler
-from driftsched.policies import POLICIES
+from driftsched.policies import POLICIES, create_policy
 from driftsched.queues.memory import MemoryQueue
 from support.scheduling import TENANTS, CategoryMeans, Learning, Pause, request_at, scheduler_of, step
 
@@ -56,7 +57,9 @@ class Log:
 
 
 def _id_of(event: Event) -> str:
-    assert not isinstance(event, Recalibrated | DriftDetected | Reranked), "these are of no single request"
+    assert not isinstance(event, Recalibrated | DriftDetected | Reranked | PolicyChanged), (
+        "these are of no single request"
+    )
     return event.request.id if isinstance(event, Rejected) else event.ticket.id
 
 
@@ -86,6 +89,17 @@ class PausingQueue(MemoryQueue):
         await Pause()
         return moved
 
+    async def move(self, ticket: Ticket) -> bool:
+        await Pause()
+        moved = await super().move(ticket)
+        await Pause()
+        return moved
+
+    async def restart_accounts(self) -> None:
+        await Pause()
+        await super().restart_accounts()
+        await Pause()
+
     async def remove(self, ticket_id: str) -> bool:
         await Pause()
         removed = await super().remove(ticket_id)
@@ -102,7 +116,8 @@ class PausingQueue(MemoryQueue):
 CHOICES = st.tuples(
     st.sampled_from(
         ["submit", "submit", "submit", "dispatch", "dispatch", "progress", "finish", "fail", "cancel", "expire"]
-    ),
+    )
+    | st.sampled_from(["adopt", "place_anew"]),
     st.integers(0, 30),
     st.integers(0, 200),
 )
@@ -137,6 +152,12 @@ class Life:
             return self.scheduler.dispatch(self.now)
         if verb == "expire":
             return self.scheduler.expire(self.now)
+        if verb == "adopt":
+            name = POLICIES.names()[whom % len(POLICIES.names())]
+            change = PolicyChanged(self.now, "before", name, "to see")
+            return self.scheduler.adopt(create_policy(name), change)
+        if verb == "place_anew":
+            return self.scheduler.place_anew(amount % 4)
         if not self.tickets:
             return None
         ticket = self.tickets[whom % len(self.tickets)]

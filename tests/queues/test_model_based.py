@@ -3,6 +3,7 @@
 The same machine is run on queues with planted faults, and has to catch each of them.
 """
 
+from dataclasses import replace
 from math import inf, nan
 from typing import Any, TypeVar
 
@@ -87,6 +88,19 @@ class QueueMachine(RuleBasedStateMachine):
         for number, rank, charge in changes:
             self._rerank(self._one_that_waits(number), rank, charge)
 
+    @rule(changes=st.lists(st.tuples(NUMBERS, BANDS, FLOWS, RANKS, CHARGES), min_size=1, max_size=4), lead=LEADS)
+    def some_are_placed_anew(self, changes: list[tuple[int, int, str, float, float]], lead: float) -> None:
+        for number, band, flow, rank, charge in changes:
+            found = self.reference.find(self._one_that_waits(number)) or ticket("unknown", seq=0)
+            self.flows.add((band, flow))
+            self._move(replace(found, band=band, flow=flow, rank=rank, charge=charge, lead=lead))
+
+    @rule(seconds=STEPS)
+    def accounts_begin_anew(self, seconds: float) -> None:
+        self.now += seconds
+        self.reference.restart_accounts()
+        run_now(self.queue.restart_accounts())
+
     @rule(numbers=st.lists(NUMBERS, min_size=1, max_size=2))
     def some_leave(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -108,6 +122,10 @@ class QueueMachine(RuleBasedStateMachine):
             if self.reference.waiting:
                 with pytest.raises(ValueError, match="must be finite"):
                     run_now(self.queue.rerank(self._one_that_waits(number), rank, charge))
+                found = self.reference.find(self._one_that_waits(number))
+                assert found is not None
+                with pytest.raises(ValueError, match="must be finite"):
+                    run_now(self.queue.move(replace(found, flow=f"not {found.flow}", rank=rank, charge=charge)))
         if self.reference.inflight:
             for charge in (wrong, -1.0):
                 with pytest.raises(ValueError, match="must be finite"):
@@ -140,6 +158,15 @@ class QueueMachine(RuleBasedStateMachine):
                 self._remove(f"guest-{repeat}")
         for repeat in range(0, repeats, 1 + lasting):
             self._remove(f"guest-{repeat}")
+
+    @rule(repeats=REPEATS)
+    def one_is_placed_anew_over_and_over(self, repeats: int) -> None:
+        guest = self._ticket("guest", 0, "a", 5.0, 1.0, 1e6, 1e6, 1.0)
+        self._push(guest)
+        for repeat in range(2 * repeats):
+            self._move(replace(guest, lead=1.0 + repeat % 2))
+        self.memory_is_bounded()
+        self._remove("guest")
 
     @invariant()
     def accounts_agree(self) -> None:
@@ -177,6 +204,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _rerank(self, ticket_id: str, rank: float, charge: float) -> None:
         assert self.reference.rerank(ticket_id, rank, charge) == run_now(self.queue.rerank(ticket_id, rank, charge))
+
+    def _move(self, ticket: Ticket) -> None:
+        assert self.reference.move(ticket) == run_now(self.queue.move(ticket))
 
     def _remove(self, ticket_id: str) -> None:
         assert self.reference.remove(ticket_id) == run_now(self.queue.remove(ticket_id))

@@ -36,7 +36,7 @@ class ReferenceQueue:
     def __init__(self, max_inflight: int) -> None:
         self.max_inflight = max_inflight
         self.waiting: list[Ticket] = []
-        self.inflight: dict[str, tuple[Ticket, float]] = {}  # and what it was charged so far
+        self.inflight: dict[str, tuple[Ticket, float | None]] = {}  # and what it was charged so far
         self.whys: dict[str, Why] = {}  # of all that ever flew
         self.services: dict[tuple[int, str], float] = {}  # of the flows that are remembered
         self.floors: dict[int, float] = {}
@@ -106,11 +106,12 @@ class ReferenceQueue:
             return False
         _check(0.0, charge)
         settled, charged = self.inflight[ticket_id]
-        self.services[_flow(settled)] += charge - charged
+        if charged is not None:
+            self.services[_flow(settled)] += charge - charged
         if release:
             del self.inflight[ticket_id]
         else:
-            self.inflight[ticket_id] = (settled, charge)
+            self.inflight[ticket_id] = (settled, None if charged is None else charge)
         self._forget()
         return True
 
@@ -121,6 +122,24 @@ class ReferenceQueue:
         _check(rank, charge)
         self.waiting[self.waiting.index(found)] = replace(found, rank=rank, charge=charge)
         return True
+
+    def move(self, ticket: Ticket) -> bool:
+        found = self.find(ticket.id)
+        if found is None:
+            return False
+        _check(ticket.rank, ticket.charge)
+        _check(0.0, ticket.lead)
+        if (*_flow(found), found.lead) == (*_flow(ticket), ticket.lead):
+            return self.rerank(ticket.id, ticket.rank, ticket.charge)
+        self._leave(found)
+        self.push(ticket)
+        return True
+
+    def restart_accounts(self) -> None:
+        self.services = dict.fromkeys(self.services, 0.0)
+        self.floors = {}
+        self.inflight = {ticket_id: (flying, None) for ticket_id, (flying, _) in self.inflight.items()}
+        self._forget()
 
     def remove(self, ticket_id: str) -> bool:
         found = self.find(ticket_id)

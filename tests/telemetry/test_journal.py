@@ -13,7 +13,16 @@ import aiohttp
 import pytest
 
 from driftsched.core.errors import ConfigError
-from driftsched.core.events import Admitted, Dispatched, Evicted, Failed, Finished, FirstToken, Rejected
+from driftsched.core.events import (
+    Admitted,
+    Dispatched,
+    Evicted,
+    Failed,
+    Finished,
+    FirstToken,
+    PolicyChanged,
+    Rejected,
+)
 from driftsched.core.model import Estimate, Request, Tenant, Ticket, Tier, Usage
 from driftsched.telemetry.decisions import Decisions
 from driftsched.telemetry.journal import Entry, Journal, read_journal
@@ -207,6 +216,15 @@ def test_every_way_out_leaves_one_row(tmp_path: Path) -> None:
         for row in rows
     ]
     assert {False} == {row.overdue for row in rows}
+
+
+def test_a_row_tells_the_policy_in_force_when_the_request_ended(tmp_path: Path) -> None:
+    with journal_at(tmp_path / "j.db") as journal:
+        journal(finished(0))
+        journal(PolicyChanged(14.0, "sjf", "fair:slack=2", "it is better"))
+        journal(finished(1))
+    rows = read_journal(tmp_path / "j.db")
+    assert [("sjf", "ema"), ("fair:slack=2", "ema")] == [(row.policy, row.estimator) for row in rows]
 
 
 def test_no_text_of_a_request_reaches_the_disk(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from driftsched.core.events import (
     Failed,
     Finished,
     FirstToken,
+    PolicyChanged,
     Recalibrated,
     Rejected,
     Reranked,
@@ -63,6 +64,7 @@ ALL_EVENTS: list[Event] = [
     Recalibrated(14.0, "m", "summary", 1.0, 1.25),
     DriftDetected(14.0, "m", "summary", 1.6),
     Reranked(14.0, "m", "summary", (ticket(),) * 3),
+    PolicyChanged(14.0, "fair:slack=2", "fair:slack=4", "it is better"),
 ]
 
 
@@ -122,7 +124,8 @@ def value(metric: str, *events: Event, **labels: str) -> float:
         ("driftsched_inflight_requests", {}, 2),
         ("driftsched_waiting_tokens", {}, 250.5),
         ("driftsched_throughput_tokens_per_second", {}, 40),
-        ("driftsched_info", {"version": "1.2.3", "policy": "fair", "estimator": "calibrated"}, 1),
+        ("driftsched_info", {"version": "1.2.3", "policy": "fair:slack=4", "estimator": "calibrated"}, 1),
+        ("driftsched_policy_changes_total", {}, 1),
     ],
 )
 def test_each_number_follows_its_definition(metric: str, labels: dict[str, str], expected: float) -> None:
@@ -249,3 +252,11 @@ def test_engines_tell_of_themselves_and_of_one_that_does_not_there_is_its_limit_
         "driftsched_engine_failed_scrapes_total{'engine': 'gpu-2'}": 0,
         "driftsched_engine_limit_changes_total{'engine': 'gpu-1', 'reason': 'engine_queue'}": 3,
     } == exported
+
+
+def test_the_policy_in_force_is_told_and_how_often_it_changed() -> None:
+    changes = PolicyChanged(1.0, "fair", "fair:slack=2", "x"), PolicyChanged(2.0, "fair:slack=2", "fifo", "y")
+    registry = listener_told_of(*changes).registry
+    told = [s for family in registry.collect() for s in family.samples]
+    assert ["fifo"] == [sample.labels["policy"] for sample in told if sample.name == "driftsched_info"]
+    assert [2.0] == [sample.value for sample in told if sample.name == "driftsched_policy_changes_total"]

@@ -100,13 +100,19 @@ class Backlog:
         _leave(self._by_band_and_tier, _place(ticket), tokens, size)
 
     def revise(self, before: Ticket, after: Ticket) -> None:
-        """The ticket still waits, with another estimate."""
+        """The ticket still waits, with another estimate or in another band."""
         change = after.estimate.expected_tokens - before.estimate.expected_tokens
         request = before.request
         self._all.add(0, change, 0)
         self._by_tenant[request.tenant.id].add(0, change, 0)
         self._by_tier[request.tier].add(0, change, 0)
-        self._by_band_and_tier[_place(before)].add(0, change, 0)
+        if before.band == after.band:
+            self._by_band_and_tier[_place(before)].add(0, change, 0)
+        else:
+            size = request.payload_bytes
+            _leave(self._by_band_and_tier, _place(before), -before.estimate.expected_tokens, -size)
+            entered = self._by_band_and_tier.setdefault(_place(after), Waiting())
+            entered.add(1, after.estimate.expected_tokens, size)
 
     def depart(self, ticket: Ticket) -> None:
         """The ticket is in flight."""

@@ -148,6 +148,18 @@ class Reranked:
         return len(self.tickets)
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """Another policy decides from here on; what waits is placed anew under it."""
+
+    at: float
+    before: str
+    """The policy as a user writes it, such as `fair:slack=2`."""
+    after: str
+    why: str
+    """A sentence for the log."""
+
+
 Event = (
     Admitted
     | Rejected
@@ -159,4 +171,5 @@ Event = (
     | Recalibrated
     | DriftDetected
     | Reranked
+    | PolicyChanged
 )

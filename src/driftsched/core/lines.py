@@ -13,9 +13,9 @@ service of the least served flow that waits already; when the last waiting flow 
 with the charge if it was popped. That is how start-time fair queueing keeps time, and the lift is that of the
 virtual token counter (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
 
-Costs: push, pop, settle, rerank and remove are O(log n) amortised; memory is proportional to the tickets waiting
-and in flight, plus the flows that are ahead of the floor. A flow at or below the floor needs no memory: were it to
-return, it would be lifted to the floor anyway, so it is forgotten as soon as it neither waits nor flies.
+Costs: push, pop, settle, rerank, move and remove are O(log n) amortised; memory is proportional to the tickets
+waiting and in flight, plus the flows that are ahead of the floor. A flow at or below the floor needs no memory:
+were it to return, it would be lifted to the floor anyway, so it is forgotten as soon as it neither waits nor flies.
 """
 
 from dataclasses import replace
@@ -125,6 +125,17 @@ class _Band:
             self.waiting.push(flow.new_entry())
             self.waiting.sweep(self.num_backlogged)
 
+    def restart(self) -> None:
+        """No flow has been served anything yet. Those that neither wait nor fly are forgotten."""
+        self.floor = 0.0
+        self.flows = {name: flow for name, flow in self.flows.items() if not flow.idle}
+        self.waiting = LazyHeap(self._is_backlogged)
+        self.idle = LazyHeap(self._is_idle)
+        for flow in self.flows.values():
+            flow.service = 0.0
+            if flow.num_waiting > 0:
+                self.waiting.push(flow.new_entry())
+
     def forget_if_spent(self, flow: _Flow) -> None:
         """Drop an idle flow that the floor has passed; remember the others until it has."""
         if not flow.idle:
@@ -144,7 +155,8 @@ class Lines:
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Place] = {}
-        self._inflight: dict[str, tuple[_Band, _Flow, float, Why]] = {}  # band, flow, charge so far, why it flies
+        # band, flow, charge so far (None if the accounts were restarted since), why it flies
+        self._inflight: dict[str, tuple[_Band, _Flow, float | None, Why]] = {}
         self._bands: dict[int, _Band] = {}
         self._band_numbers: list[int] = []  # sorted; policies use a handful
         self._overdue: LazyHeap[TimeEntry] = LazyHeap(self._still_waits)
@@ -171,19 +183,8 @@ class Lines:
         """
         if ticket.id in self._waiting or ticket.id in self._inflight:
             raise ValueError(f"ticket id {ticket.id!r} is in use")
-        _check_names(ticket.band, ticket.flow)
-        _check_numbers(ticket.rank, ticket.charge)
-        _check_numbers(0.0, ticket.lead)
-        band = self._band(ticket.band)
-        flow = band.flows.get(ticket.flow)
-        if flow is None or flow.num_waiting == 0:
-            flow = band.start_waiting(ticket.flow, LazyHeap(self._still_ranked))
-        flow.num_waiting += 1
-        place = self._waiting[ticket.id] = _Place(ticket)
-        flow.tickets.push(place.entry)
-        if ticket.lead:
-            band.num_leading += 1
-            band.ranked.push(place.entry)
+        _check_place(ticket)
+        self._enter_flow(ticket)
         if ticket.overdue_at < inf:
             self._overdue.push((ticket.overdue_at, ticket.seq, ticket.id))
         if ticket.request.expires_at < inf:
@@ -222,8 +223,9 @@ class Lines:
             del self._inflight[ticket_id]
             flow.num_inflight -= 1
         else:
-            self._inflight[ticket_id] = (band, flow, charge, why)
-        band.add_service(flow, charge - charged)
+            self._inflight[ticket_id] = (band, flow, None if charged is None else charge, why)
+        if charged is not None:
+            band.add_service(flow, charge - charged)
         band.forget_if_spent(flow)
         return True
 
@@ -243,6 +245,33 @@ class Lines:
             band.ranked.push(place.entry)
             band.ranked.sweep(band.num_leading)
         return True
+
+    def move(self, ticket: Ticket) -> bool:
+        """Put a waiting ticket where `ticket`, the same one placed anew, says. False if it does not wait.
+
+        Nothing but band, flow, rank, charge and lead may have changed. Raises as `push` does, with nothing done.
+        """
+        place = self._waiting.get(ticket.id)
+        if place is None:
+            return False
+        before = place.ticket
+        if (ticket.band, ticket.flow, ticket.lead) == (before.band, before.flow, before.lead):
+            return self.rerank(ticket.id, ticket.rank, ticket.charge)
+        _check_place(ticket)
+        self._leave_flow(before)
+        self._enter_flow(ticket)  # its instants are those of before, and so are their entries
+        return True
+
+    def restart_accounts(self) -> None:
+        """Let every flow begin anew, as if nobody had been served: what follows is priced otherwise.
+
+        What is in flight is charged no more, since its prices are those of before. O(flows and tickets in flight).
+        """
+        for band in self._bands.values():
+            band.restart()
+        self._inflight = {
+            ticket_id: (band, flow, None, why) for ticket_id, (band, flow, _, why) in self._inflight.items()
+        }
 
     def remove(self, ticket_id: str) -> Ticket | None:
         """Take a waiting ticket out, uncharged; None if it does not wait."""
@@ -299,8 +328,25 @@ class Lines:
         assert entry is not None  # noqa: S101 - a flow is in the waiting heap only while a ticket of it waits
         return self._waiting[entry[2]].ticket
 
+    def _enter_flow(self, ticket: Ticket) -> None:
+        band = self._band(ticket.band)
+        flow = band.flows.get(ticket.flow)
+        if flow is None or flow.num_waiting == 0:
+            flow = band.start_waiting(ticket.flow, LazyHeap(self._still_ranked))
+        flow.num_waiting += 1
+        place = self._waiting[ticket.id] = _Place(ticket)
+        flow.tickets.push(place.entry)
+        if ticket.lead:
+            band.num_leading += 1
+            band.ranked.push(place.entry)
+
     def _leave(self, ticket: Ticket) -> None:
         """`ticket` stops waiting; its heap entries are dead from here on."""
+        self._leave_flow(ticket)
+        self._overdue.sweep(len(self._waiting))
+        self._expiring.sweep(len(self._waiting))
+
+    def _leave_flow(self, ticket: Ticket) -> None:
         del self._waiting[ticket.id]
         band = self._bands[ticket.band]
         flow = band.flows[ticket.flow]
@@ -309,8 +355,6 @@ class Lines:
         if ticket.lead:
             band.num_leading -= 1
             band.ranked.sweep(band.num_leading)
-        self._overdue.sweep(len(self._waiting))
-        self._expiring.sweep(len(self._waiting))
         if flow.num_waiting == 0:
             band.stop_waiting(flow)
 
@@ -321,6 +365,12 @@ class Lines:
     def _still_ranked(self, entry: RankEntry) -> bool:
         place = self._waiting.get(entry[2])
         return place is not None and place.entry is entry
+
+
+def _check_place(ticket: Ticket) -> None:
+    _check_names(ticket.band, ticket.flow)
+    _check_numbers(ticket.rank, ticket.charge)
+    _check_numbers(0.0, ticket.lead)
 
 
 def _check_names(band: int, flow: str) -> None:

@@ -173,6 +173,14 @@ class Queue(Protocol):
         """Move a waiting ticket to a new place. False if it no longer waits."""
         ...
 
+    async def move(self, ticket: Ticket) -> bool:
+        """Move a waiting ticket to the band, flow, rank, charge and lead it has now. False if it does not wait."""
+        ...
+
+    async def restart_accounts(self) -> None:
+        """Let every flow begin anew, as if nobody had been served; what is in flight is charged no more."""
+        ...
+
     async def remove(self, ticket_id: str) -> bool:
         """Take a waiting ticket out, uncharged. False if it no longer waits."""
         ...

@@ -59,7 +59,7 @@ class Revisions:
     """Holds what waits, and hands out what is due, a few tickets at a time."""
 
     def __init__(self, max_reranks: int = MAX_RERANKS, min_move: float = MIN_MOVE) -> None:
-        """`max_reranks`, >= 0: tickets handed out by one call; 0: none ever is, and nothing is held.
+        """`max_reranks`, >= 0: tickets handed out by one call; 0: none ever is.
 
         `min_move`: by how much the natural logarithm of a group's correction must move before its tickets are due.
         """
@@ -70,8 +70,6 @@ class Revisions:
 
     def enter(self, ticket: Ticket, load: Load) -> None:
         """The ticket starts to wait; it was predicted just now, and ranked under `load`."""
-        if not self._max_reranks:
-            return
         request = ticket.request
         group = self._groups.get((request.model, request.category))
         if group is None:
@@ -95,10 +93,16 @@ class Revisions:
         group = self._groups.get((request.model, request.category))
         return group is not None and group.tickets.get(request.id) is waiting
 
+    def waiting(self) -> list[Waiting]:
+        """All that waits, in order of admission. O(n log n)."""
+        held = [waiting for group in self._groups.values() for waiting in group.tickets.values()]
+        held.sort(key=lambda waiting: waiting.ticket.seq)
+        return held
+
     def recalibrated(self, request: Request, before: float, after: float) -> None:
         """Feedback took the correction for requests like this one from `before` to `after`."""
         group = self._groups.get((request.model, request.category))
-        if group is None:
+        if group is None or not self._max_reranks:
             return
         group.moved += _step(before, after)
         if abs(group.moved) < self._min_move:

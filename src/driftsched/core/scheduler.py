@@ -1,7 +1,7 @@
 """The plot: admit, predict, place, dispatch, serve, settle, tell; and what waits follows what was learnt."""
 
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -19,6 +19,7 @@ from driftsched.core.events import (
     Failed,
     Finished,
     FirstToken,
+    PolicyChanged,
     Recalibrated,
     Rejected,
     Reranked,
@@ -91,9 +92,7 @@ class Scheduler:
         `rejects_unattainable`: reject a request at once if not all that waits could be served within its maximum
         wait any more, or if nine of ten like it would still wait when it expires.
         """
-        self._policy = policy
-        self._lead = policy.lead if isinstance(policy, Lenient) else 0.0
-        self._triage = policy if isinstance(policy, Triage) else None
+        self._use(policy)
         self._estimator = estimator
         self._outliving = estimator if isinstance(estimator, Outliving) else None
         self._describer = describer
@@ -108,6 +107,7 @@ class Scheduler:
         self._waits = Waits()
         self._revisions = Revisions(max_reranks)
         self._flights: dict[str, _Flight] = {}
+        self._unplaced: deque[Waiting] = deque()  # what still has the place that the policy before gave it
         self._seq = count()
         self._rejects_unattainable = rejects_unattainable
         self._open = True
@@ -145,7 +145,7 @@ class Scheduler:
         load = self.load
         estimate = self._estimator.predict(request)
         promise = self._promise(request, estimate, now)
-        ticket = self._place(request, estimate, load, promise.overdue_at)
+        ticket = self._place(request, estimate, load, promise.overdue_at, next(self._seq))
         if self._rejects_unattainable:
             self._reject_unattainable(ticket, load, now)
         eta = self._waits.enter(ticket, load, self._backlog.waiting_of(request.tenant))
@@ -255,6 +255,26 @@ class Scheduler:
             self._evict_waiting(ticket, "expired", now)
         return expired
 
+    async def adopt(self, policy: Policy, change: PolicyChanged) -> None:
+        """Let `policy` decide from here on, and tell `change`. `place_anew` then takes what waits along.
+
+        Accounts go on if it names and prices what is in flight as the policy before did; else they begin anew.
+        """
+        goes_on = self._prices_alike(policy)
+        self._use(policy)
+        if not goes_on:
+            await self._queue.restart_accounts()
+        self._unplaced = deque(self._revisions.waiting())
+        self._tell(change)
+
+    async def place_anew(self, max_tickets: int) -> bool:
+        """Place the next of those that waited when the policy was adopted; False once none is left to be placed."""
+        num_left = max_tickets
+        while self._unplaced and num_left > 0:
+            num_left -= 1
+            await self._move(self._unplaced.popleft())
+        return bool(self._unplaced)
+
     def close(self) -> None:
         """Reject all that comes from here on; what was admitted is still served."""
         self._open = False
@@ -286,11 +306,25 @@ class Scheduler:
         retry = "Do not retry." if retry_after_seconds is None else "Retry later."
         raise RejectedError(reason, f"{_REJECTIONS[reason]} {retry}", retry_after_seconds)
 
-    def _place(self, request: Request, estimate: Estimate, load: Load, overdue_at: float) -> Ticket:
+    def _use(self, policy: Policy) -> None:
+        self._policy = policy
+        self._lead = policy.lead if isinstance(policy, Lenient) else 0.0
+        self._triage = policy if isinstance(policy, Triage) else None
+
+    def _prices_alike(self, policy: Policy) -> bool:
+        """Whether accounts may go on under `policy`: it has the flows and prices of what is in flight."""
+        tickets = [flight.ticket for flight in self._flights.values()]
+        return bool(tickets) and all(
+            (policy.flow(t.request), policy.charge(t.request, _expected_usage(t.request, t.estimate)))
+            == (t.flow, t.charge)
+            for t in tickets
+        )
+
+    def _place(self, request: Request, estimate: Estimate, load: Load, overdue_at: float, seq: int) -> Ticket:
         return Ticket(
             request=request,
             estimate=estimate,
-            seq=next(self._seq),
+            seq=seq,
             band=self._triage.triage(request, estimate, load) if self._triage else self._policy.band(request),
             flow=self._policy.flow(request),
             rank=self._policy.rank(request, estimate, load),
@@ -388,10 +422,26 @@ class Scheduler:
             return False
         if not self._revisions.holds(waiting):
             return False  # the queue suspended, and the ticket left meanwhile
-        revised = replace(ticket, estimate=estimate, rank=rank, charge=charge)
+        revised = replace(waiting.ticket, estimate=estimate, rank=rank, charge=charge)
         self._backlog.revise(waiting.ticket, revised)
         waiting.ticket = revised
         return moves
+
+    async def _move(self, waiting: Waiting) -> None:
+        """Place a waiting ticket as if the policy had been in force at its admission."""
+        if not self._revisions.holds(waiting):
+            return  # it left since the policy was adopted
+        before = waiting.ticket
+        try:
+            after = self._place(before.request, before.estimate, waiting.load, before.overdue_at, before.seq)
+            moved = await self._queue.move(after)
+        except Exception:  # a plug-in that cannot place it: it keeps its place, and is served all the same
+            _logger.exception("request %s keeps its place: the policy could not place it anew", before.id)
+            return
+        if moved and self._revisions.holds(waiting):  # else it left meanwhile, since the queue suspended
+            after = replace(after, estimate=waiting.ticket.estimate)
+            self._backlog.revise(waiting.ticket, after)
+            waiting.ticket = after
 
     def _leave_line(self, ticket: Ticket) -> Ticket:
         """The ticket waits no longer. Returns it as it last stood."""

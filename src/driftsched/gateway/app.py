@@ -12,8 +12,9 @@ from typing import Protocol
 import msgspec
 
 from driftsched.core.errors import EngineError, RejectedError
+from driftsched.core.events import PolicyChanged
 from driftsched.core.model import Request, Tenant
-from driftsched.core.protocols import Clock, Engine
+from driftsched.core.protocols import Clock, Engine, Policy
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.payload import Payload
 from driftsched.gateway.admin import ADMIN, Admin
@@ -114,6 +115,11 @@ class Gateway:
             "/readyz": {"GET": self._ready},
             "/metrics": {"GET": self._export_metrics},
         }
+
+    async def adopt(self, policy: Policy, change: PolicyChanged) -> None:
+        """Serve under another policy from here on."""
+        self._policy_name = change.after.encode()
+        await self.dispatcher.adopt(policy, change)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -8,14 +8,18 @@ from math import inf
 from time import monotonic
 
 from driftsched.core.errors import EngineError
+from driftsched.core.events import PolicyChanged
 from driftsched.core.model import Request, Ticket, Usage
-from driftsched.core.protocols import Chunk, Clock, Engine, Prioritising
+from driftsched.core.protocols import Chunk, Clock, Engine, Policy, Prioritising
 from driftsched.core.scheduler import Scheduler
 from driftsched.core.urgency import urgency
 from driftsched.gateway.errors import ClientStalledError, ExpiredError
 
 PROGRESS_TOKENS = 64
 """How many tokens an answer grows by between two part-way settlements."""
+
+PLACED_AT_ONCE = 64
+"""Waiting tickets placed anew between two looks at whatever else there is to do: one to two milliseconds."""
 
 
 class MonotonicClock:
@@ -154,6 +158,16 @@ class Dispatcher:
                     await self._scheduler.cancel(ticket, Usage(), self._clock.now())
                 else:
                     parked.set_result((now, self._scheduler.milestone(ticket)))
+
+    async def adopt(self, policy: Policy, change: PolicyChanged) -> None:
+        """Let `policy` decide from here on, for what waits as well, a few tickets at a time."""
+        async with self._lock:
+            await self._scheduler.adopt(policy, change)
+        any_left = True
+        while any_left:
+            async with self._lock:
+                any_left = await self._scheduler.place_anew(PLACED_AT_ONCE)
+            await asyncio.sleep(0)  # others may come, be served and leave meanwhile
 
     async def expire(self) -> None:
         """Send away every request that waited too long."""

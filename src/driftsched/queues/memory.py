@@ -49,6 +49,12 @@ class MemoryQueue:
     async def rerank(self, ticket_id: str, rank: float, charge: float) -> bool:
         return self._lines.rerank(ticket_id, rank, charge)
 
+    async def move(self, ticket: Ticket) -> bool:
+        return self._lines.move(ticket)
+
+    async def restart_accounts(self) -> None:
+        self._lines.restart_accounts()
+
     async def remove(self, ticket_id: str) -> bool:
         return self._lines.remove(ticket_id) is not None
 

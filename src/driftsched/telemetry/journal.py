@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Any
 
 from driftsched.core.errors import ConfigError
-from driftsched.core.events import Event, Evicted, Failed, Finished, FirstToken, Rejected
+from driftsched.core.events import Event, Evicted, Failed, Finished, FirstToken, PolicyChanged, Rejected
 from driftsched.core.model import Estimate, Request, Ticket, Usage
 from driftsched.telemetry.decisions import Decisions
 from driftsched.telemetry.sqlite import Connect, Schema, connect_to, is_empty
@@ -195,6 +195,8 @@ class Journal:
             case Rejected():
                 ending = ("rejected", event.reason, False)
                 self._put(event.at, event.request, None, Usage(), (None, None), ending, _NO_PLACE)
+            case PolicyChanged():
+                self._parts = (event.after, self._parts[1])
             case _:
                 pass
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from driftsched.core.events import DriftDetected, Event
+from driftsched.core.events import DriftDetected, Event, PolicyChanged
 
 _logger = logging.getLogger(__name__)
 
@@ -16,3 +16,9 @@ def log_drift(event: Event) -> None:
             event.category,
             event.factor,
         )
+
+
+def log_policy(event: Event) -> None:
+    """One line for each change of the policy: from here on requests are served in another order."""
+    if isinstance(event, PolicyChanged):
+        _logger.info("policy changed from %s to %s: %s", event.before, event.after, event.why)

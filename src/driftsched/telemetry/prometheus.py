@@ -21,6 +21,7 @@ from driftsched.core.events import (
     Failed,
     Finished,
     FirstToken,
+    PolicyChanged,
     Recalibrated,
     Rejected,
     Reranked,
@@ -72,8 +73,10 @@ class PrometheusListener:
         self._drift_at = Gauge("driftsched_last_drift_timestamp_seconds", "When it was detected", kind, **r)
         self._kinds: set[tuple[str, str]] = set()
         self._wall_clock = wall_clock
-        info = Gauge("driftsched_info", "1, labelled with what runs", ["version", "policy", "estimator"], **r)
-        info.labels(version, policy, estimator).set(1)
+        self._changes = Counter("driftsched_policy_changes", "Times another policy took over", **r)
+        self._info = Gauge("driftsched_info", "1, labelled with what runs", ["version", "policy", "estimator"], **r)
+        self._version, self._estimator = version, estimator
+        self._info.labels(version, policy, estimator).set(1)
         self._by_type: dict[type[Event], Callable[..., None]] = {
             Admitted: self._on_admitted,
             Rejected: self._on_rejected,
@@ -85,6 +88,7 @@ class PrometheusListener:
             Recalibrated: self._on_recalibrated,
             DriftDetected: self._on_drift_detected,
             Reranked: self._on_reranked,
+            PolicyChanged: self._on_policy_changed,
         }
 
     def watch(
@@ -175,6 +179,11 @@ class PrometheusListener:
 
     def _on_reranked(self, event: Reranked) -> None:
         self._reranked.inc(event.count)
+
+    def _on_policy_changed(self, event: PolicyChanged) -> None:
+        self._changes.inc()
+        self._info.clear()
+        self._info.labels(self._version, event.after, self._estimator).set(1)
 
 
 class _Dropped(Collector):
