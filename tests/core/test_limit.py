@@ -24,6 +24,8 @@ class Backlogged:
         self.model = BatchModel(get_hardware("a100-llama3-8b"), max_num_seqs=batch, kv_tokens=kv_tokens)
         self._completion_tokens = completion_tokens
         self._ids = count()
+        self._added_at: dict[str, float] = {}
+        self.promptness = Promptness()
         self.inflight = 0
         self.served = 0
 
@@ -31,6 +33,8 @@ class Backlogged:
         """Serve up to an instant, never giving the engine more than `limit`."""
         self._fill(limit)
         while step := self.model.advance(until):
+            for name in step.first_tokens:
+                self.promptness.observe(50, step.ended_at - self._added_at.pop(name))
             self.inflight -= len(step.finished)
             self.served += len(step.finished)
             self._fill(limit)
@@ -46,6 +50,7 @@ class Backlogged:
             # lengths scatter, so that requests do not end in step
             tokens = self._completion_tokens // 2 + number * 7919 % self._completion_tokens
             self.model.add(str(number), 50, tokens, self.model.time)
+            self._added_at[str(number)] = self.model.time
             self.inflight += 1
 
 
@@ -180,12 +185,12 @@ def test_what_was_dispatched_under_a_higher_limit_is_given_time_to_end() -> None
 
 
 def test_only_its_own_share_of_the_engines_queue_counts() -> None:
-    """Another client has 60 requests there, and fills the queue."""
+    """Another client has 30 of the 50 requests there."""
     limit = AdaptiveLimit(20)
     for _ in range(3):
-        limit.observe(Look(20, wanted=True, vitals=Vitals(running=40, waiting=40)))
+        limit.observe(Look(20, wanted=True, vitals=Vitals(running=40, waiting=10)))
 
-    assert 10 == limit.limit
+    assert 16 == limit.limit
 
 
 def test_a_counter_that_starts_anew_is_no_preemption() -> None:
@@ -234,6 +239,33 @@ def test_late_first_tokens_lower_it_only_where_the_engine_says_nothing_of_its_qu
     telling.observe(Look(32, wanted=True, vitals=Vitals(waiting=0), slowness=8.0))
 
     assert (29, 32) == (silent.limit, telling.limit)
+
+
+@pytest.mark.parametrize("batch", [4, 8, 32])
+def test_of_a_silent_engine_first_tokens_tell_how_large_its_batch_is(batch: int) -> None:
+    """A quiet minute tells what is usual; then more comes than it can serve, and ten minutes later:"""
+    engine, limit = Backlogged(batch=batch), AdaptiveLimit(32)
+    for second in range(1, 660):
+        engine.run(float(second), limit.limit if second >= 60 else 2)
+        limit.observe(Look(engine.inflight, wanted=second >= 60, slowness=engine.promptness.slowness()))
+
+    assert batch <= limit.limit <= batch + 1
+
+
+def test_late_first_tokens_of_what_is_there_too_many_are_no_news() -> None:
+    limit = AdaptiveLimit(64)
+    for _ in range(5):
+        limit.observe(Look(64, wanted=True, slowness=100.0))
+
+    assert 58 == limit.limit
+
+
+def test_on_late_first_tokens_alone_it_never_collapses() -> None:
+    limit = AdaptiveLimit(64)
+    for _ in range(200):
+        limit.observe(Look(limit.limit, wanted=True, slowness=100.0))
+
+    assert 8 == limit.limit
 
 
 def test_prompt_first_tokens_bring_it_back_to_its_start_and_no_further() -> None:

@@ -29,6 +29,8 @@ CUT = 0.9
 """What is left of the limit when first tokens are late."""
 SLOW = 5.0
 """Times as long as usual that first tokens must take before the engine is thought to have a queue."""
+GUESS = 8
+"""Late first tokens alone never bring the limit below one in so many of what it started with."""
 PROMPT = 2.0
 """Below so many times as long it is thought to have none."""
 MAX_LIMIT = 1024
@@ -146,7 +148,7 @@ class AdaptiveLimit:
                 self._move(self._limit - self._few)
             return "memory_full"
         if not self._waiting and look.slowness is not None:
-            return self._by_first_tokens(look.slowness, binding)
+            return self._by_first_tokens(look.slowness, binding, look.inflight)
         if binding and self._has_room(vitals) and self._hold == 0 and not preempted:
             self._move(self._limit + (1 if self._seen_full else max(1, self._limit // 8)))
         return "room"
@@ -174,10 +176,11 @@ class AdaptiveLimit:
         before, self._preemptions = self._preemptions, now
         return before is not None and now - before > self._few  # below 0: the engine was started anew
 
-    def _by_first_tokens(self, slowness: float, binding: bool) -> Reason:
+    def _by_first_tokens(self, slowness: float, binding: bool, inflight: int) -> Reason:
         """The engine says nothing of its queue: judge by how late its first tokens are, never above the start."""
-        if slowness >= SLOW and self._hold == 0:
-            self._move(min(self._limit - 1, round(CUT * self._limit)))
+        if slowness >= SLOW and inflight <= self._limit:  # else let those above it end first
+            least = min(self._limit, self._start // GUESS)
+            self._move(max(least, min(self._limit - 1, round(CUT * self._limit))))
             return "slow_first_tokens"
         if binding and slowness < PROMPT and self._hold == 0:
             self._move(min(self._limit + 1, max(self._start, self._limit)))
