@@ -49,7 +49,8 @@ class Scene:
     def told(self, name: str, now: float = 9.0) -> dict[str, Any]:
         record = self.decisions.find(name)
         assert record is not None
-        return json.loads(msgspec.json.encode(document(record, now - record.arrived_at, 1_000.0)))
+        told: dict[str, Any] = json.loads(msgspec.json.encode(document(record, now - record.arrived_at, 1_000.0)))
+        return told
 
 
 def test_a_record_tells_the_story_of_its_request() -> None:
@@ -194,8 +195,8 @@ def play(scene: Scene, choices: Iterable[tuple[str, int, int]]) -> None:
             step(scheduler.cancel(tickets[whom % len(tickets)], Usage(), now))
     for ticket in tickets:
         step(scheduler.finish(ticket.id, Usage(1, 1), "stop", now))
-    while ticket := step(scheduler.dispatch(now)):
-        step(scheduler.finish(ticket.id, Usage(1, 1), "stop", now))
+    while served := step(scheduler.dispatch(now)):
+        step(scheduler.finish(served.id, Usage(1, 1), "stop", now))
 
 
 def looked_at(events: Iterable[Event]) -> dict[str, tuple[int, int]]:

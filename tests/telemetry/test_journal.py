@@ -16,6 +16,7 @@ from driftsched.core.errors import ConfigError
 from driftsched.core.events import (
     Admitted,
     Dispatched,
+    Event,
     Evicted,
     Failed,
     Finished,
@@ -112,14 +113,15 @@ def test_how_a_request_was_placed_and_passed_is_in_its_row(tmp_path: Path) -> No
     decisions = Decisions(max_ended=1)
     with journal_at(tmp_path / "j.db") as journal:
         journal.consult(decisions)
-        for event in (
+        events: list[Event] = [
             *(Admitted(10.0, ticket(number), position=number + 1) for number in range(3)),
             Dispatched(11.0, ticket(1), why="least_served"),
             finished(1),
             Evicted(15.0, ticket(2), "cancelled", Usage(), None, 0.0),
             Dispatched(16.0, ticket(0), why="overdue"),
             finished(0),
-        ):
+        ]
+        for event in events:
             decisions(event)
             journal(event)
     rows = sorted(read_journal(tmp_path / "j.db"), key=lambda row: row.position or 0)
