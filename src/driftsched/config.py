@@ -110,6 +110,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request that waited so long is sent away with 429."""
     reject_unattainable: bool = True
     """Send a request away at once if it is all but certain to be sent away later."""
+    shed: bool = True
+    """Give the places of waiting requests in a full queue to others of better value."""
     max_wait_seconds: MaxWaitSettings = MaxWaitSettings()
     max_reranks: int = MAX_RERANKS
     """Waiting requests predicted and placed anew at each end of a request; 0: they keep the place of admission."""

@@ -88,6 +88,7 @@ def build_gateway(
         max_inflight_tokens=settings.limits.max_inflight_tokens or inf,
         max_reranks=settings.limits.max_reranks,
         rejects_unattainable=settings.limits.reject_unattainable,
+        sheds=settings.limits.shed,
         listeners=(
             metrics,
             log_drift,

@@ -137,6 +137,8 @@ class Life:
             estimator=estimator,
             bounds=BOUNDS,
             max_wait_seconds={Tier.BATCH: 20.0},
+            rejects_unattainable=True,
+            sheds=True,
             listeners=[self.log.events.append],
         )
         self.tickets: list[Ticket] = []

@@ -141,6 +141,46 @@ async def test_a_tenant_with_too_many_tokens_waiting_keeps_nobody_else_out() -> 
         assert 200 == await other
 
 
+TIERS = [TenantSettings("gold", tier="premium"), TenantSettings("bulk", tier="batch")]
+
+
+async def test_whoever_gives_its_place_to_another_is_told_when_to_come_back(engine: SimulatedEngine) -> None:
+    engine.hold()
+    settings = Settings(tenants=TIERS, limits=LimitSettings(max_waiting=1))
+    async with live_gateway(engine, slots=1, settings=settings) as house, aiohttp.ClientSession(house.url) as http:
+        first = asyncio.create_task(status_of(http))
+        await until(lambda: house.of(Dispatched))
+        bulk = asyncio.create_task(http.post(CHAT, json=chat(user="bulk")))
+        await until(lambda: len(house.of(Admitted)) == 2)
+        gold = asyncio.create_task(status_of(http, user="gold"))
+        async with await bulk as response:
+            error = (await response.json())["error"]
+        headers = response.headers
+        assert (429, "shed", "rate_limit_error") == (response.status, error["code"], error["type"])
+        assert ("shed", "1", "1000") == (
+            headers["x-driftsched-reason"],
+            headers["retry-after"],
+            headers["retry-after-ms"],
+        )
+        assert ["shed"] == [event.reason for event in house.of(Evicted)]
+        engine.resume()
+        assert (200, 200) == (await first, await gold)
+        await house.settled()
+
+
+async def test_unless_asked_for_nobody_gives_its_place_to_another(engine: SimulatedEngine) -> None:
+    engine.hold()
+    settings = Settings(tenants=TIERS, limits=LimitSettings(max_waiting=1, shed=False))
+    async with live_gateway(engine, slots=1, settings=settings) as house, aiohttp.ClientSession(house.url) as http:
+        first = asyncio.create_task(status_of(http))
+        await until(lambda: house.of(Dispatched))
+        bulk = asyncio.create_task(status_of(http, user="bulk"))
+        await until(lambda: len(house.of(Admitted)) == 2)
+        assert 429 == await status_of(http, user="gold")
+        engine.resume()
+        assert (200, 200) == (await first, await bulk)
+
+
 async def test_a_client_is_not_kept_waiting_for_longer_than_it_said(http: aiohttp.ClientSession) -> None:
     async with full_house() as (house, _):
         hasty = {"x-driftsched-max-queue-seconds": "0.05"}
@@ -306,8 +346,8 @@ async def waiting_stream(http: aiohttp.ClientSession, engine: Any, settings: Set
         assert 200 == await first
 
 
-async def status_of_url(http: aiohttp.ClientSession, url: str) -> int:
-    async with http.post(url, json=chat()) as response:
+async def status_of_url(http: aiohttp.ClientSession, url: str, **fields: Any) -> int:
+    async with http.post(url, json=chat(**fields)) as response:
         await response.read()
         return response.status
 
@@ -357,6 +397,22 @@ async def test_whoever_waited_too_long_after_a_sign_of_life_is_told_in_the_strea
     assert body.startswith(b'data: {"error":{"message":')
     assert b'"code":"queue_timeout"' in body
     assert body.endswith(b"}}\n\n")
+    assert b"[DONE]" not in body
+
+
+async def test_whoever_gives_its_place_to_another_after_a_sign_of_life_is_told_in_the_stream(
+    http: aiohttp.ClientSession, engine: SimulatedEngine
+) -> None:
+    engine.hold()
+    limits = LimitSettings(keep_alive_seconds=0.001, max_waiting=1)
+    settings = Settings(tenants=TIERS, limits=limits)
+    async with waiting_stream(http, engine, settings) as (house, response):
+        gold = asyncio.create_task(status_of_url(http, house.url + CHAT, user="gold"))
+        body = without_comments(await response.read())
+        engine.resume()
+        assert 200 == await gold
+    assert body.startswith(b'data: {"error":{"message":')
+    assert b'"code":"shed"' in body
     assert b"[DONE]" not in body
 
 

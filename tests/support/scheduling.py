@@ -121,6 +121,7 @@ def scheduler_of(
     max_inflight_tokens: float = inf,
     max_reranks: int = MAX_RERANKS,
     rejects_unattainable: bool = False,
+    sheds: bool = False,
     listeners: Iterable[Callable[[Event], None]] = (),
 ) -> Scheduler:
     """A scheduler over a memory queue, for requests that are described already."""
@@ -134,6 +135,7 @@ def scheduler_of(
         max_inflight_tokens=max_inflight_tokens,
         max_reranks=max_reranks,
         rejects_unattainable=rejects_unattainable,
+        sheds=sheds,
         listeners=listeners,
     )
 

@@ -1,6 +1,6 @@
 """Bounds on what may wait, checked before any work is spent on a request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
@@ -134,6 +134,16 @@ class Backlog:
             self._exceeds_of_tenant(bounds, request)
             or self._exceeds_of_tier(bounds, request)
             or self._exceeds_of_all(bounds, request)
+        )
+
+    def fits(self, bounds: Bounds, request: Request, leaving: Sequence[Ticket]) -> bool:
+        """Whether the whole queue has room for `request` once those `leaving` have left."""
+        size = sum(ticket.request.payload_bytes for ticket in leaving)
+        tokens = sum(ticket.estimate.expected_tokens for ticket in leaving)
+        return (
+            self._all.number - len(leaving) < bounds.max_waiting
+            and self._all.bytes - size + request.payload_bytes <= bounds.max_waiting_bytes
+            and self._all.tokens - tokens < bounds.max_waiting_tokens
         )
 
     def _exceeds_of_tenant(self, bounds: Bounds, request: Request) -> str | None:

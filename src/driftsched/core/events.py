@@ -91,7 +91,8 @@ class Evicted:
     at: float
     ticket: Ticket
     reason: str
-    """`cancelled` (the client left), `expired` (it waited too long) or `shutting_down`."""
+    """`cancelled` (the client left), `expired` (it waited too long), `shed` (its place in a full queue was
+    given to a request of better value) or `shutting_down`."""
     usage: Usage
     dispatched_at: float | None
     """None if it was still waiting."""

@@ -2,13 +2,13 @@
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import floor, inf, isfinite
 from typing import NoReturn
 
-from driftsched.core.admission import Backlog, Bounds
+from driftsched.core.admission import WHOLE_QUEUE, Backlog, Bounds
 from driftsched.core.errors import RejectedError
 from driftsched.core.events import (
     Admitted,
@@ -37,6 +37,7 @@ from driftsched.core.protocols import (
     Triage,
 )
 from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
+from driftsched.core.shedding import Shedding
 from driftsched.core.throughput import Throughput
 from driftsched.core.usual import Usual
 from driftsched.core.waits import Eta, Waits
@@ -79,6 +80,7 @@ class Scheduler:
         max_inflight_tokens: float = inf,
         max_reranks: int = MAX_RERANKS,
         rejects_unattainable: bool = False,
+        sheds: bool = False,
         listeners: Iterable[Listener] = (),
     ) -> None:
         """`max_wait_seconds`, by tier: a ticket that waited so long is served next, whatever the policy says.
@@ -91,6 +93,8 @@ class Scheduler:
 
         `rejects_unattainable`: reject a request at once if not all that waits could be served within its maximum
         wait any more, or if nine of ten like it would still wait when it expires.
+
+        `sheds`: when the whole queue is full, evict waiting tickets of least value for a request of better value.
         """
         self._use(policy)
         self._estimator = estimator
@@ -106,6 +110,8 @@ class Scheduler:
         self._usual = Usual()
         self._waits = Waits()
         self._revisions = Revisions(max_reranks)
+        self._shedding = Shedding() if sheds else None
+        self._shed: list[Ticket] = []
         self._flights: dict[str, _Flight] = {}
         self._unplaced: deque[Waiting] = deque()  # what still has the place that the policy before gave it
         self._seq = count()
@@ -140,7 +146,7 @@ class Scheduler:
 
     async def submit(self, request: Request, now: float) -> Ticket:
         """Admit, predict and place. Raises `RejectedError` if the request may not wait."""
-        self._reject_beyond_bounds(request, now)
+        crowded = self._reject_beyond_bounds(request, now)
         request = self._describer.describe(request)
         load = self.load
         estimate = self._estimator.predict(request)
@@ -148,15 +154,20 @@ class Scheduler:
         ticket = self._place(request, estimate, load, promise.overdue_at, next(self._seq))
         if self._rejects_unattainable:
             self._reject_unattainable(ticket, load, now)
+        victims = self._victims(ticket, crowded, now) if crowded else []
         eta = self._waits.enter(ticket, load, self._backlog.waiting_of(request.tenant))
         self._backlog.enter(ticket)  # before the push: if that suspends, others may submit and dispatch meanwhile
         self._promises.enter(ticket.id, promise, now)
         self._revisions.enter(ticket, load)
+        if self._shedding is not None:
+            self._shedding.enter(ticket)
         try:
             await self._queue.push(ticket)
         except BaseException:
             self._leave_line(ticket)
             raise
+        for victim in victims:
+            await self._make_room(victim, now)
         drain_seconds = load.drain_seconds if load.tokens_per_second > 0 else None
         self._usual.observe(ticket.estimate.completion_tokens, drain_seconds)
         self._tell(Admitted(now, ticket, self._backlog.num_waiting, load, eta))
@@ -275,15 +286,43 @@ class Scheduler:
             await self._move(self._unplaced.popleft())
         return bool(self._unplaced)
 
+    def take_shed(self) -> list[Ticket]:
+        """Those evicted for others since this was last asked; the driver tells their clients."""
+        shed, self._shed = self._shed, []
+        return shed
+
     def close(self) -> None:
         """Reject all that comes from here on; what was admitted is still served."""
         self._open = False
 
-    def _reject_beyond_bounds(self, request: Request, now: float) -> None:
+    def _reject_beyond_bounds(self, request: Request, now: float) -> str | None:
+        """The bound that is reached, if there might be somebody to shed for `request`; None if there is room."""
         reason = self._backlog.exceeds(self._bounds, request) if self._open else "shutting_down"
         if reason is None:
-            return
-        self._reject(request, reason, self.retry_after_seconds if self._bounds.admits(request) else None, now)
+            return None
+        admits = self._bounds.admits(request)
+        helped = (
+            reason in WHOLE_QUEUE and admits and self._shedding is not None and self._shedding.may_help(request)
+        )
+        if not helped:
+            self._reject(request, reason, self.retry_after_seconds if admits else None, now)
+        return reason
+
+    def _victims(self, newcomer: Ticket, crowded: str, now: float) -> list[Ticket]:
+        """Those to evict so that `newcomer` has room; it is rejected if it is not worth that."""
+
+        def enough(leaving: Sequence[Ticket]) -> bool:
+            return self._backlog.fits(self._bounds, newcomer.request, leaving)
+
+        victims = self._shedding.victims(newcomer, now, enough) if self._shedding else []
+        if not victims:
+            self._reject(newcomer.request, crowded, self.retry_after_seconds, now)
+        return victims
+
+    async def _make_room(self, victim: Ticket, now: float) -> None:
+        if await self._queue.remove(victim.id):
+            self._evict_waiting(victim, "shed", now)
+            self._shed.append(victim)
 
     def _reject_unattainable(self, ticket: Ticket, load: Load, now: float) -> None:
         request = ticket.request
@@ -424,6 +463,8 @@ class Scheduler:
             return False  # the queue suspended, and the ticket left meanwhile
         revised = replace(waiting.ticket, estimate=estimate, rank=rank, charge=charge)
         self._backlog.revise(waiting.ticket, revised)
+        if self._shedding is not None:
+            self._shedding.revise(revised)
         waiting.ticket = revised
         return moves
 
@@ -448,6 +489,8 @@ class Scheduler:
         ticket = self._revisions.leave(ticket)
         self._waits.leave(ticket.id)
         self._promises.leave(ticket.id)
+        if self._shedding is not None:
+            self._shedding.leave(ticket.id)
         self._backlog.leave(ticket)
         return ticket
 

@@ -25,9 +25,11 @@ from driftsched.gateway.errors import (
     ClientStalledError,
     ExpiredError,
     HttpError,
+    ShedError,
     from_engine,
     from_expiry,
     from_rejection,
+    from_shed,
     internal,
     stopping,
 )
@@ -220,6 +222,9 @@ class Gateway:
         except ExpiredError:
             waited = self._clock.now() - request.arrived_at
             await answer.fail(from_expiry(waited, self._scheduler.retry_after_seconds))
+        except ShedError:
+            waited = self._clock.now() - request.arrived_at
+            await answer.fail(from_shed(waited, self._scheduler.retry_after_seconds))
         except EngineError as error:
             await answer.fail(from_engine(error, self._scheduler.retry_after_seconds))
         except ClientStalledError:

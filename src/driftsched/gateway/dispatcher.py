@@ -13,7 +13,7 @@ from driftsched.core.model import Request, Ticket, Usage
 from driftsched.core.protocols import Chunk, Clock, Engine, Policy, Prioritising
 from driftsched.core.scheduler import Scheduler
 from driftsched.core.urgency import urgency
-from driftsched.gateway.errors import ClientStalledError, ExpiredError
+from driftsched.gateway.errors import ClientStalledError, ExpiredError, ShedError
 
 PROGRESS_TOKENS = 64
 """How many tokens an answer grows by between two part-way settlements."""
@@ -120,11 +120,15 @@ class Dispatcher:
         """Wait in line; inside the block it is the request's turn; after it, its account is settled.
 
         `keep_alive` is called from time to time while it waits, and may raise `ClientStalledError`.
-        Raises `RejectedError` at once or `ExpiredError` after a while if there is no turn. A cancellation settles
-        the request as evicted: because the client left, if `client_left` then says so, else because the server
-        stops. So does a `ClientStalledError` inside the block; any other exception there settles it as failed.
+        If there is no turn it raises `RejectedError` at once, or `ExpiredError` or `ShedError` after a while. A
+        cancellation settles the request as evicted: because the client left, if `client_left` then says so, else
+        because the server stops. So does a `ClientStalledError` inside the block; any other exception there settles
+        it as failed.
         """
-        ticket = await self._scheduler.submit(request, self._clock.now())
+        try:
+            ticket = await self._scheduler.submit(request, self._clock.now())
+        finally:
+            self._send_away(self._scheduler.take_shed(), ShedError)
         turn = Turn(ticket, self._scheduler, self._engine, self._clock, prioritises=self._prioritises)
         try:
             turn.dispatched_at, turn.milestone = await self._called(turn, keep_alive)
@@ -139,8 +143,8 @@ class Dispatcher:
         except ClientStalledError:
             await self._scheduler.cancel(ticket, turn.usage, self._clock.now())
             raise
-        except ExpiredError:
-            raise  # the scheduler, which let it expire, has told
+        except (ExpiredError, ShedError):
+            raise  # the scheduler, which sent it away, has told
         except Exception:
             await self._scheduler.fail(ticket.id, turn.usage, "internal_error", self._clock.now())
             raise
@@ -171,10 +175,7 @@ class Dispatcher:
 
     async def expire(self) -> None:
         """Send away every request that waited too long."""
-        for ticket in await self._scheduler.expire(self._clock.now()):
-            parked = self._parked.get(ticket.id)
-            if parked is not None and not parked.done():
-                parked.set_exception(ExpiredError())
+        self._send_away(await self._scheduler.expire(self._clock.now()), ExpiredError)
 
     def start(self) -> None:
         """Set the alarm that looks for expired requests. Call inside a running loop, once."""
@@ -190,7 +191,10 @@ class Dispatcher:
     async def _called(
         self, turn: Turn, keep_alive: Callable[[Turn], Awaitable[None]] | None
     ) -> tuple[float, float]:
-        """Wait until the ticket is dispatched, and say when that was, and its milestone. Raises `ExpiredError`."""
+        """Wait until the ticket is dispatched, and say when that was, and its milestone.
+
+        Raises `ExpiredError` or `ShedError`.
+        """
         ticket = turn.ticket
         parked: asyncio.Future[tuple[float, float]] = asyncio.get_running_loop().create_future()
         self._parked[ticket.id] = parked
@@ -202,6 +206,12 @@ class Dispatcher:
             return await parked
         finally:
             del self._parked[ticket.id]
+
+    def _send_away(self, tickets: list[Ticket], error: type[Exception]) -> None:
+        for ticket in tickets:
+            parked = self._parked.get(ticket.id)
+            if parked is not None and not parked.done():
+                parked.set_exception(error())
 
     async def _ring(self) -> None:
         while True:

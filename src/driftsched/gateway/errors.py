@@ -33,6 +33,10 @@ class ExpiredError(Exception):
     """The request waited in the queue for as long as it may."""
 
 
+class ShedError(Exception):
+    """The queue was full, and the request's place was given to another."""
+
+
 class ClientLeftError(Exception):
     """The client closed its connection before its call was complete."""
 
@@ -63,6 +67,17 @@ def from_expiry(waited_seconds: float, retry_after_seconds: float) -> HttpError:
         f"The request waited {waited_seconds:.0f} seconds in the queue without a turn. Retry later.",
         type="rate_limit_error",
         code="queue_timeout",
+        headers=retry_headers(retry_after_seconds),
+    )
+
+
+def from_shed(waited_seconds: float, retry_after_seconds: float) -> HttpError:
+    return HttpError(
+        429,
+        f"The queue is full, and after {waited_seconds:.0f} seconds the request's place was given to another. "
+        "Retry later.",
+        type="rate_limit_error",
+        code="shed",
         headers=retry_headers(retry_after_seconds),
     )
 

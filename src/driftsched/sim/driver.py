@@ -111,6 +111,8 @@ class Simulation:
             run_now(self._scheduler.submit(arrival.request, at))
         except RejectedError:
             del self._truth[arrival.request.id]  # told by an event; an open loop does not come again
+        for shed in self._scheduler.take_shed():
+            del self._truth[shed.id]
 
     def dispatch(self, now: float) -> None:
         """Let expired requests go, then give every free slot to whoever is next."""
