@@ -8,6 +8,7 @@ from driftsched import __version__
 from driftsched.config import Settings
 from driftsched.core.protocols import Accountable, Clock, Engine, Estimator
 from driftsched.core.scheduler import Scheduler
+from driftsched.core.specs import spec_text
 from driftsched.engines.control import DispatchControl
 from driftsched.engines.pool import EnginePool
 from driftsched.gateway.admin import Admin
@@ -18,10 +19,11 @@ from driftsched.telemetry.overview import Overview
 
 def make_decisions(settings: Settings, journal: Journal | None) -> Decisions | None:
     """Records of decisions if anybody reads them: operators, or the journal, which takes each at its end."""
+    policy = spec_text(settings.policy.name, settings.policy.options)
     if settings.admin.keys_sha256:
-        decisions = Decisions(settings.admin.max_decisions)
+        decisions = Decisions(policy, settings.admin.max_decisions)
     elif journal is not None:
-        decisions = Decisions(max_ended=1)
+        decisions = Decisions(policy, max_ended=1)
     else:
         return None
     if journal is not None:
@@ -59,6 +61,7 @@ def make_admin(
             "version": __version__,
             "uptime_seconds": round(now - started_at, 3),
             **_parts(settings),
+            "policy": decisions.policy,
             **await overview.document(now),
             "journal": {"written": journal.written, "dropped": journal.dropped} if journal else None,
         }
@@ -72,7 +75,7 @@ def make_admin(
 
 def _parts(settings: Settings) -> dict[str, object]:
     """What serves, and under which limits. No key is in it, nor the name of one."""
-    parts = ("policy", "estimator", "token_counter", "classifier", "limits")
+    parts = ("estimator", "token_counter", "classifier", "limits")
     return {part: msgspec.to_builtins(getattr(settings, part)) for part in parts}
 
 

@@ -139,7 +139,7 @@ async def test_the_state_says_what_runs_who_waits_and_how_the_engines_are(
     assert (200, "admin.state", "fair", "adaptive") == (
         status,
         state["object"],
-        state["policy"]["name"],
+        state["policy"],
         state["estimator"]["name"],
     )
     assert (2, 1) == (state["load"]["num_waiting"], state["load"]["num_inflight"])

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftsched.core.errors import RejectedError
-from driftsched.core.events import Admitted, Dispatched, Event, Evicted
+from driftsched.core.events import Admitted, Dispatched, Event, Evicted, PolicyChanged
 from driftsched.core.model import Tier, Usage
 from driftsched.core.scheduler import Scheduler
-from driftsched.policies import POLICIES
+from driftsched.policies import POLICIES, create_policy
 from driftsched.telemetry.decisions import Decision, Decisions, document
 from support.scheduling import (
     TENANTS,
@@ -30,7 +30,7 @@ class Scene:
     """A scheduler whose decisions are kept, and all that happened."""
 
     def __init__(self, policy: str = "sjf", *, max_ended: int = 10_000, **options: Any) -> None:
-        self.decisions = Decisions(max_ended)
+        self.decisions = Decisions(policy, max_ended)
         self.events: list[Event] = []
         self.scheduler: Scheduler = scheduler_of(
             policy, estimator=Learning(), listeners=[self.decisions, self.events.append], **options
@@ -71,7 +71,7 @@ def test_a_record_tells_the_story_of_its_request() -> None:
         "prompt_tokens": 10,
         "max_tokens": None,
         "predicted": {"completion_tokens": 40.0, "q50": 40.0, "q80": 40.0, "q90": 40.0},
-        "placed": {"band": 0, "flow": "all", "rank": 50.0, "charge": 0.0},
+        "placed": {"policy": "sjf", "band": 0, "flow": "all", "rank": 50.0, "charge": 0.0},
         "found": {
             "position": 2,
             "num_waiting": 1,
@@ -83,7 +83,15 @@ def test_a_record_tells_the_story_of_its_request() -> None:
             "eta_low_seconds": None,
             "eta_high_seconds": None,
         },
-        "reranked": {"times": 0, "rank": 50.0, "charge": 0.0, "completion_tokens": 40.0},
+        "reranked": 0,
+        "placed_last": {
+            "policy": "sjf",
+            "band": 0,
+            "flow": "all",
+            "rank": 50.0,
+            "charge": 0.0,
+            "predicted_tokens": 40.0,
+        },
         "overtaken": 0,
         "served": {"because": "smallest_rank", "queue_seconds": 1.0, "overtook": 1},
         "first_token_seconds": None,
@@ -120,9 +128,29 @@ def test_the_place_of_admission_and_the_last_one_are_both_kept() -> None:
     scene.submit("s1", "s2")
     scene.serve_one(1.0, tokens=600)  # four times as long as was thought
     told = scene.told("s2")
-    assert {"band": 0, "flow": "all", "rank": 160.0, "charge": 0.0} == told["placed"]
-    assert {"times": 1, "rank": 610.0, "charge": 0.0, "completion_tokens": 600.0} == told["reranked"]
-    assert 150.0 == told["predicted"]["completion_tokens"]
+    assert (160.0, 150.0) == (told["placed"]["rank"], told["predicted"]["completion_tokens"])
+    assert (1, 610.0, 600.0) == (
+        told["reranked"],
+        told["placed_last"]["rank"],
+        told["placed_last"]["predicted_tokens"],
+    )
+
+
+def test_another_policy_that_takes_over_is_told_with_the_place_it_gave() -> None:
+    scene = Scene("sjf")
+    scene.submit("a", "b")
+    step(scene.scheduler.adopt(create_policy("priority"), PolicyChanged(1.0, "sjf", "priority", "to see")))
+    step(scene.scheduler.place_anew(9))
+    assert scene.told("b")["placed_last"] is None
+    scene.serve_one(2.0)
+    scene.serve_one(3.0)
+    told = scene.told("b")
+    assert ("sjf", 160.0) == (told["placed"]["policy"], told["placed"]["rank"])
+    assert ("priority", 1, 0.0) == (
+        told["placed_last"]["policy"],
+        told["placed_last"]["band"],
+        told["placed_last"]["rank"],
+    )
 
 
 def test_the_forecast_at_admission_is_the_one_that_the_client_got() -> None:

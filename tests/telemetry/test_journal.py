@@ -110,7 +110,7 @@ def test_a_finished_request_leaves_all_its_lengths_and_times(tmp_path: Path) -> 
 
 
 def test_how_a_request_was_placed_and_passed_is_in_its_row(tmp_path: Path) -> None:
-    decisions = Decisions(max_ended=1)
+    decisions = Decisions("sjf", max_ended=1)
     with journal_at(tmp_path / "j.db") as journal:
         journal.consult(decisions)
         events: list[Event] = [

@@ -6,7 +6,7 @@ request is in them. A request costs about 6 microseconds, all its events togethe
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from driftsched.core.events import (
     Admitted,
@@ -16,16 +16,28 @@ from driftsched.core.events import (
     Failed,
     Finished,
     FirstToken,
+    PolicyChanged,
     Rejected,
     Reranked,
 )
-from driftsched.core.model import Load, Tier, Usage, Why
+from driftsched.core.model import Load, Ticket, Tier, Usage, Why
 from driftsched.core.overtaking import Overtaking
 from driftsched.core.waits import Eta
 
 MAX_ENDED = 10_000
 
 T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    """Where a ticket stood."""
+
+    policy: str
+    band: int
+    flow: str
+    rank: float
+    charge: float
+    predicted_tokens: float
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +59,8 @@ class Decision:
     q50: float
     q80: float
     q90: float
+    policy: str
+    """The one in force at its admission, which placed it."""
     band: int
     flow: str
     rank: float
@@ -62,11 +76,9 @@ class Decision:
     number: int
     """That of `Overtaking`; -1 once it waits no longer."""
     num_reranks: int = 0
-    """Times that it was placed anew while it waited."""
-    last_rank: float = 0.0
-    last_charge: float = 0.0
-    last_predicted_tokens: float = 0.0
-    """As they stood when it was last placed."""
+    """Times that feedback placed it anew while it waited."""
+    last: Place | None = None
+    """Where it stood when it was dispatched, or when feedback last placed it anew; None before either."""
     dispatched_at: float | None = None
     why: Why | None = None
     overtook: int = 0
@@ -101,8 +113,12 @@ class Refusal:
 class Decisions:
     """A listener that keeps the records. It must hear the scheduler from the first request on."""
 
-    def __init__(self, max_ended: int = MAX_ENDED) -> None:
-        """`max_ended`, > 0: records kept of what ended, and as many of what was rejected; the latest."""
+    def __init__(self, policy: str, max_ended: int = MAX_ENDED) -> None:
+        """`policy`: the one in force at the start.
+
+        `max_ended`, > 0: records kept of what ended, and as many of what was rejected; the latest.
+        """
+        self.policy = policy
         self._alive: dict[str, Decision] = {}
         self._ended: dict[str, Decision] = {}  # in order of their ends, as the next
         self._refused: dict[str, Refusal] = {}
@@ -117,6 +133,7 @@ class Decisions:
             Finished: self._on_finished,
             Evicted: self._on_evicted,
             Failed: self._on_failed,
+            PolicyChanged: self._on_policy_changed,
         }
 
     def __call__(self, event: Event) -> None:
@@ -145,7 +162,6 @@ class Decisions:
     def _on_admitted(self, event: Admitted) -> None:
         ticket = event.ticket
         request, estimate = ticket.request, ticket.estimate
-        predicted = estimate.completion_tokens
         self._alive[request.id] = Decision(
             request.id,
             request.tenant.id,
@@ -155,10 +171,11 @@ class Decisions:
             request.prompt_tokens,
             request.max_tokens,
             request.arrived_at,
-            predicted,
+            estimate.completion_tokens,
             estimate.q50,
             estimate.q80,
             estimate.q90,
+            self.policy,
             ticket.band,
             ticket.flow,
             ticket.rank,
@@ -167,10 +184,6 @@ class Decisions:
             event.load,
             event.eta,
             self._overtaking.enter(),
-            0,
-            ticket.rank,
-            ticket.charge,
-            predicted,
         )
 
     def _on_rejected(self, event: Rejected) -> None:
@@ -192,9 +205,7 @@ class Decisions:
             decision = self._alive.get(ticket.id)
             if decision is not None:
                 decision.num_reranks += 1
-                decision.last_rank = ticket.rank
-                decision.last_charge = ticket.charge
-                decision.last_predicted_tokens = ticket.estimate.completion_tokens
+                decision.last = self._place_of(ticket)
 
     def _on_dispatched(self, event: Dispatched) -> None:
         decision = self._alive.get(event.ticket.request.id)
@@ -202,8 +213,16 @@ class Decisions:
             return
         decision.dispatched_at = event.at
         decision.why = event.why
+        decision.last = self._place_of(event.ticket)  # another policy may have moved it meanwhile
         decision.overtook, decision.overtaken = self._overtaking.dispatch(decision.number)
         decision.number = -1
+
+    def _place_of(self, ticket: Ticket) -> Place:
+        predicted = ticket.estimate.completion_tokens
+        return Place(self.policy, ticket.band, ticket.flow, ticket.rank, ticket.charge, predicted)
+
+    def _on_policy_changed(self, event: PolicyChanged) -> None:
+        self.policy = event.after
 
     def _on_first_token(self, event: FirstToken) -> None:
         decision = self._alive.get(event.ticket.request.id)
@@ -273,14 +292,16 @@ def document(record: Decision | Refusal, age_seconds: float, now: float) -> dict
             "q80": round(record.q80, 1),
             "q90": round(record.q90, 1),
         },
-        "placed": {"band": record.band, "flow": record.flow, "rank": record.rank, "charge": record.charge},
-        "found": _found(record),
-        "reranked": {
-            "times": record.num_reranks,
-            "rank": record.last_rank,
-            "charge": record.last_charge,
-            "completion_tokens": record.last_predicted_tokens,
+        "placed": {
+            "policy": record.policy,
+            "band": record.band,
+            "flow": record.flow,
+            "rank": record.rank,
+            "charge": record.charge,
         },
+        "found": _found(record),
+        "reranked": record.num_reranks,
+        "placed_last": record.last._asdict() if record.last else None,
         "overtaken": record.overtaken,
         "served": None
         if record.dispatched_at is None

@@ -28,7 +28,7 @@ class _Share:
             self.inflight += 1
             return
         self.waiting += 1
-        self.predicted_tokens += decision.last_predicted_tokens
+        self.predicted_tokens += decision.last.predicted_tokens if decision.last else decision.predicted_tokens
         self.longest_wait_seconds = max(self.longest_wait_seconds, now - decision.arrived_at)
 
 
