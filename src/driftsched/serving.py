@@ -22,7 +22,7 @@ from driftsched.core.limit import MAX_LIMIT, AdaptiveLimit
 from driftsched.core.protocols import Accountable, Engine, Listener
 from driftsched.core.scheduler import Scheduler
 from driftsched.core.specs import parse_spec, spec_text
-from driftsched.engines.control import DispatchControl, Patient
+from driftsched.engines.control import DispatchControl, Member
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.pool import EnginePool
 from driftsched.estimators import create_classifier, create_counter, create_estimator
@@ -182,8 +182,8 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     engines = [_http_engine(engine) for engine in settings.engines]
-    patients = [_patient(e, s) for e, s in zip(engines, settings.engines, strict=True)]
-    pool = EnginePool([(engine, patient.limit) for engine, patient in zip(engines, patients, strict=True)])
+    members = [_member(e, s) for e, s in zip(engines, settings.engines, strict=True)]
+    pool = EnginePool([(engine, member.limit) for engine, member in zip(engines, members, strict=True)])
     queue = MemoryQueue(pool.slots)
 
     async def use_limit(engine: str, limit: int) -> None:
@@ -191,7 +191,7 @@ async def _serve(settings: Settings) -> None:
         await queue.resize(pool.slots)
         await gateway.dispatcher.dispatch()
 
-    control = DispatchControl(patients, pool, on_limit=use_limit, waits=lambda: queue.num_waiting > 0)
+    control = DispatchControl(members, pool, on_limit=use_limit, waits=lambda: queue.num_waiting > 0)
     catalogue = Catalogue(engines, on_slots=control.told)
     journal = None
     shadow = open_shadow(settings, lambda: queue.max_inflight)
@@ -293,13 +293,13 @@ class _Server(uvicorn.Server):
             print(f"{self._what} listens on {url}", file=sys.stderr, flush=True)
 
 
-def _patient(engine: OpenAIEngine, settings: EngineSettings) -> Patient:
+def _member(engine: OpenAIEngine, settings: EngineSettings) -> Member:
     """The engine with the limit it starts with, and what may become of it."""
     start = settings.max_inflight or DEFAULT_SLOTS
     adaptive = None
     if settings.adapts:
         adaptive = AdaptiveLimit(start, floor=settings.min_inflight, ceiling=settings.max_inflight or MAX_LIMIT)
-    return Patient(engine, start, adaptive, settings.scrape_seconds)
+    return Member(engine, start, adaptive, settings.scrape_seconds)
 
 
 def _http_engine(settings: EngineSettings) -> OpenAIEngine:

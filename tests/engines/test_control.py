@@ -9,7 +9,7 @@ from driftsched.core.errors import EngineError
 from driftsched.core.limit import AdaptiveLimit, Vitals
 from driftsched.core.model import Request, Tenant, Tier
 from driftsched.core.protocols import EngineKind
-from driftsched.engines.control import DispatchControl, Patient
+from driftsched.engines.control import DispatchControl, Member
 from driftsched.engines.mock import MockServer
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.payload import Payload
@@ -46,8 +46,8 @@ async def ward(
     async def use(name: str, changed: int) -> None:
         pool.set_slots(name, changed)
 
-    patient = Patient(engine, limit, AdaptiveLimit(limit) if adapts else None)
-    control = DispatchControl([patient], pool, on_limit=use, waits=lambda: True)
+    member = Member(engine, limit, AdaptiveLimit(limit) if adapts else None)
+    control = DispatchControl([member], pool, on_limit=use, waits=lambda: True)
     try:
         yield Ward(engine, pool, control)
     finally:
@@ -221,8 +221,8 @@ async def test_it_goes_on_looking_after_looks_that_failed() -> None:
     async def use(name: str, limit: int) -> None:
         limits.append(limit)
 
-    patient = Patient(engine, 64, AdaptiveLimit(64), scrape_seconds=0.001)
-    control = DispatchControl([patient], Full(), on_limit=use, waits=lambda: True)
+    member = Member(engine, 64, AdaptiveLimit(64), scrape_seconds=0.001)
+    control = DispatchControl([member], Full(), on_limit=use, waits=lambda: True)
     control.start()
     async with asyncio.timeout(10):
         await engine.asked.wait()

@@ -35,7 +35,7 @@ class Pool(Protocol):
 
 
 @dataclass(slots=True)
-class Patient:
+class Member:
     """An engine that is looked after."""
 
     engine: Observable
@@ -59,53 +59,53 @@ class DispatchControl:
 
     def __init__(
         self,
-        patients: Iterable[Patient],
+        members: Iterable[Member],
         pool: Pool,
         *,
         on_limit: Callable[[str, int], Awaitable[None]],
         waits: Callable[[], bool],
     ) -> None:
         """`on_limit(engine, limit)` is told of every change; `waits` says whether anything is to be dispatched."""
-        self._patients = {patient.engine.name: patient for patient in patients}
+        self._members = {member.engine.name: member for member in members}
         self._pool = pool
         self._on_limit = on_limit
         self._waits = waits
         self._tasks: list[asyncio.Task[None]] = []
-        for patient in self._patients.values():
-            if patient.adaptive is not None:
-                patient.promptness = Promptness()
-                pool.time_first_tokens(patient.engine.name, patient.promptness.observe)
+        for member in self._members.values():
+            if member.adaptive is not None:
+                member.promptness = Promptness()
+                pool.time_first_tokens(member.engine.name, member.promptness.observe)
 
     def states(self) -> list[EngineState]:
         """Every engine as it was last seen."""
         return [
             EngineState(
                 name,
-                patient.limit,
+                member.limit,
                 self._pool.inflight_of(name),
-                patient.vitals,
-                patient.failed_scrapes,
-                dict(patient.changes),
+                member.vitals,
+                member.failed_scrapes,
+                dict(member.changes),
             )
-            for name, patient in self._patients.items()
+            for name, member in self._members.items()
         ]
 
     async def told(self, name: str, slots: int) -> None:
         """The engine called `name` said how many requests it serves at once: never more, where it may adapt."""
-        patient = self._patients[name]
-        if patient.adaptive is None:
+        member = self._members[name]
+        if member.adaptive is None:
             return
-        patient.promptness = None  # it says what it can do: nothing need be concluded from how it does it
-        patient.adaptive.told(slots)
-        await self._apply(patient)
+        member.promptness = None  # it says what it can do: nothing need be concluded from how it does it
+        member.adaptive.told(slots)
+        await self._apply(member)
 
     def start(self) -> None:
         """Begin to look. Call inside a running loop, once."""
         loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(self._watch(patient, patient.scrape_seconds))
-            for patient in self._patients.values()
-            if patient.scrape_seconds is not None
+            loop.create_task(self._watch(member, member.scrape_seconds))
+            for member in self._members.values()
+            if member.scrape_seconds is not None
         ]
 
     async def close(self) -> None:
@@ -115,53 +115,53 @@ class DispatchControl:
 
     async def look(self, name: str) -> bool:
         """Ask the engine called `name` how it fares, and move its limit. False if it says nothing of itself."""
-        patient = self._patients[name]
+        member = self._members[name]
         says_nothing = False
         try:
-            patient.vitals = await patient.engine.vitals()
-            says_nothing = patient.vitals is None
+            member.vitals = await member.engine.vitals()
+            says_nothing = member.vitals is None
         except EngineError as error:
-            if patient.vitals is not None:
-                _logger.warning("engine %s: %s; its limit stays at %d", name, error, patient.limit)
-            patient.vitals = None
-            patient.failed_scrapes += 1
-        if patient.adaptive is not None:
-            await self._judge(patient, patient.adaptive)
+            if member.vitals is not None:
+                _logger.warning("engine %s: %s; its limit stays at %d", name, error, member.limit)
+            member.vitals = None
+            member.failed_scrapes += 1
+        if member.adaptive is not None:
+            await self._judge(member, member.adaptive)
         return not says_nothing
 
-    async def _judge(self, patient: Patient, adaptive: AdaptiveLimit) -> None:
+    async def _judge(self, member: Member, adaptive: AdaptiveLimit) -> None:
         look = Look(
-            inflight=self._pool.inflight_of(patient.engine.name),
+            inflight=self._pool.inflight_of(member.engine.name),
             wanted=self._waits(),
-            vitals=patient.vitals,
-            slowness=patient.promptness.slowness() if patient.promptness else None,
+            vitals=member.vitals,
+            slowness=member.promptness.slowness() if member.promptness else None,
         )
         reason = adaptive.observe(look)
         if reason is None:
             return
-        patient.changes[reason] += 1
-        before = patient.limit
-        await self._apply(patient)
-        level = logging.DEBUG if patient.limit > before else logging.INFO  # it rises by one, often
-        name = patient.engine.name
-        _logger.log(level, "engine %s: limit %d, was %d (%s): %s", name, patient.limit, before, reason, look)
+        member.changes[reason] += 1
+        before = member.limit
+        await self._apply(member)
+        level = logging.DEBUG if member.limit > before else logging.INFO  # it rises by one, often
+        name = member.engine.name
+        _logger.log(level, "engine %s: limit %d, was %d (%s): %s", name, member.limit, before, reason, look)
 
-    async def _apply(self, patient: Patient) -> None:
-        assert patient.adaptive is not None  # noqa: S101 - asked only of those that adapt
-        if patient.limit != patient.adaptive.limit:
-            patient.limit = patient.adaptive.limit
-            await self._on_limit(patient.engine.name, patient.limit)
+    async def _apply(self, member: Member) -> None:
+        assert member.adaptive is not None  # noqa: S101 - asked only of those that adapt
+        if member.limit != member.adaptive.limit:
+            member.limit = member.adaptive.limit
+            await self._on_limit(member.engine.name, member.limit)
 
-    async def _watch(self, patient: Patient, scrape_seconds: float) -> None:
+    async def _watch(self, member: Member, scrape_seconds: float) -> None:
         silent_looks = 0  # left until one that says nothing is asked again
         while True:
             await asyncio.sleep(scrape_seconds)
             try:
                 if silent_looks > 0:
                     silent_looks -= 1
-                    if patient.adaptive is not None:
-                        await self._judge(patient, patient.adaptive)
-                elif not await self.look(patient.engine.name):
+                    if member.adaptive is not None:
+                        await self._judge(member, member.adaptive)
+                elif not await self.look(member.engine.name):
                     silent_looks = int(SILENT_SECONDS / scrape_seconds)
             except Exception:  # one bad look must not end all later ones
-                _logger.exception("engine %s could not be looked at", patient.engine.name)
+                _logger.exception("engine %s could not be looked at", member.engine.name)
