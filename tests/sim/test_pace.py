@@ -92,3 +92,19 @@ def test_after_a_gap_nothing_is_learnt_until_what_the_engine_held_has_ended() ->
 def test_it_holds_only_what_is_at_the_engine() -> None:
     pace = heard(Pace(), served("a100-llama3-8b", 3.0))
     assert (0, 0, 0) == (len(pace._dispatched), len(pace._decoding), pace._num_decoding)
+
+
+def test_context_grows_with_each_token_of_each_answer_while_it_lasts() -> None:
+    pace = Pace()
+    pace.dispatched("first", 0.0)
+    pace.first_token("first", 10, 0.0)
+    pace.ended("first", 11, 1.0, finished=True)  # so an iteration takes 0.1 s
+    before = pace._mark(2.0)
+    for name, prompt_tokens, at in (("a", 100, 2.0), ("b", 50, 4.0)):
+        pace.dispatched(name, at)
+        pace.first_token(name, prompt_tokens, at)
+    pace.ended("a", 41, 6.0, finished=True)
+    after = pace._mark(8.0)
+    tokens = (100 + 20) * 4 + (50 + 20) * 4  # each lasted 4 s and grew by 40 tokens
+    assert pytest.approx(tokens) == after.context - before.context
+    assert pytest.approx(8.0) == after.sequences - before.sequences

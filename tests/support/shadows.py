@@ -50,12 +50,18 @@ class Live:
     hardware: str = "l4-qwen1.5-1.8b"
     steps_every: int = 100
     """Events between two times that the shadow works; 0: it never does by itself."""
+    max_wait_seconds: dict[Tier, float] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.told: list[object] = []
         self.shadow = Shadow(
-            self.policy, self.shadows, slots=lambda: self.slots, parts=PARTS, listeners=[self.told.append]
+            self.policy,
+            self.shadows,
+            slots=lambda: self.slots,
+            parts=PARTS,
+            max_wait_seconds=self.max_wait_seconds,
+            listeners=[self.told.append],
         )
         self.engine = BatchModel(get_hardware(self.hardware), max_num_seqs=self.slots)
         self.scheduler = Scheduler(
@@ -63,6 +69,7 @@ class Live:
             estimator=create_estimator("calibrated"),
             describer=TraceDescriber(),
             queue=MemoryQueue(self.slots),
+            max_wait_seconds=self.max_wait_seconds,
             listeners=[self.events.append, self.shadow, self._let_work],
         )
         self.simulation = Simulation(self.scheduler, self.engine)
