@@ -35,6 +35,7 @@ from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.shadowing import Shadowing
+from driftsched.sim.shadow import Terms
 from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.log import log_drift, log_policy
 from driftsched.telemetry.prometheus import PrometheusListener
@@ -159,7 +160,11 @@ def open_shadow(settings: Settings, slots: Callable[[], int]) -> Shadowing | Non
         spec_text(settings.policy.name, settings.policy.options),
         [spec_text(*parse_spec(text)) for text in settings.shadow],
         slots=slots,
-        max_wait_seconds=settings.max_wait_by_tier(),
+        terms=Terms(
+            settings.max_wait_by_tier(),
+            settings.limits.max_inflight_tokens or inf,
+            settings.limits.reject_unattainable,
+        ),
     )
 
 

@@ -1,20 +1,19 @@
 """`driftsched serve --shadow`: the composition of the shadow, policies and queues, and the thread it works in."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event as Signal
 from threading import Thread
 from time import perf_counter
 
 from driftsched.core.events import Event
 from driftsched.core.evidence import Evidence, EvidenceListener
-from driftsched.core.model import Tier
 from driftsched.core.protocols import Policy
 from driftsched.core.specs import parse_spec
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
 from driftsched.sim.dominance import MARGIN, Dominance
-from driftsched.sim.shadow import Shadow, ShadowParts
+from driftsched.sim.shadow import Shadow, ShadowParts, Terms
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class Shadowing:
         policies: Sequence[str],
         *,
         slots: Callable[[], int],
-        max_wait_seconds: Mapping[Tier, float] | None = None,
+        terms: Terms | None = None,
         listeners: Sequence[EvidenceListener] = (),
     ) -> None:
         """Arguments as of `Shadow`. Raises `ConfigError` for a policy that cannot be made."""
@@ -45,7 +44,7 @@ class Shadowing:
             policies,
             slots=slots,
             parts=ShadowParts(policy_of, MemoryQueue),
-            max_wait_seconds=max_wait_seconds,
+            terms=terms,
             listeners=(self._judge, *listeners),
         )
         self._closing = Signal()
@@ -73,10 +72,6 @@ class Shadowing:
     @property
     def num_dropped(self) -> int:
         return self._shadow.num_dropped
-
-    def follow(self, live: str) -> None:
-        """The gateway serves under another policy from now on."""
-        self._shadow.follow(live)
 
     def start(self) -> None:
         self._thread.start()

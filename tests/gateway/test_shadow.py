@@ -14,11 +14,12 @@ from driftsched.core.evidence import Evidence, PolicyTimes, Times
 from driftsched.serving import open_shadow
 from driftsched.shadowing import Shadowing
 from driftsched.sim.dominance import WINDOWS
-from support.servers import House, chat, live_gateway, simulated, until
+from support.servers import House, chat, live_gateway, simulated
 
 PROMPTS = ("What is it?", "Summarize it", "A detailed and comprehensive report")
 SLOTS = 4
-NUM = 240
+NUM = 150
+WAVE = 50
 
 
 async def ask(http: aiohttp.ClientSession, house: House, number: int) -> int:
@@ -47,13 +48,14 @@ async def test_a_gateway_exports_what_other_policies_would_have_given(http: aioh
     shadow.start()
     try:
         async with live_gateway(
-            simulated(SLOTS, speed=100.0), slots=SLOTS, settings=settings, shadow=shadow
+            simulated(SLOTS, speed=50.0), slots=SLOTS, settings=settings, shadow=shadow
         ) as house:
-            for first in range(0, NUM, 80):
-                calls = [ask(http, house, number) for number in range(first, first + 80)]
+            for first in range(0, NUM, WAVE):
+                calls = [ask(http, house, number) for number in range(first, first + WAVE)]
                 assert {200} == set(await asyncio.gather(*calls))
-            await until(lambda: shadow.num_simulated >= NUM - 1 and shadow.evidence is not None)
-            assert NUM == len(house.of(Finished))
+            while shadow.evidence is None:  # time goes on for the shadow with what happens
+                assert 200 == await ask(http, house, 0)
+            assert shadow.num_simulated <= len(house.of(Finished))
             times = await exported(http, house, "driftsched_shadow_e2e_seconds")
             measured = await exported(http, house, "driftsched_shadow_measured_seconds")
             dropped = await exported(http, house, "driftsched_shadow_dropped_total")

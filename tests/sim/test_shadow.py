@@ -6,12 +6,12 @@ from math import inf
 import pytest
 
 from driftsched.core.errors import ConfigError
-from driftsched.core.events import Admitted, Event, Evicted, Finished
+from driftsched.core.events import Admitted, Event, Evicted, Finished, PolicyChanged
 from driftsched.core.evidence import Evidence
 from driftsched.core.model import Estimate, Request, Tenant, Ticket, Tier, Usage
 from driftsched.sim import shadow as module
 from driftsched.sim.pace import UNSURE_ANSWERS
-from driftsched.sim.shadow import MAX_OPEN_SECONDS, MAX_READY, WARM_UP, Shadow
+from driftsched.sim.shadow import MAX_OPEN_SECONDS, MAX_READY, WARM_UP, Shadow, Terms
 from support.shadows import PARTS, Live, arrivals
 
 NUM = 600
@@ -160,7 +160,7 @@ def test_fewer_slots_hold_back_the_simulations_too() -> None:
 
 def test_a_change_of_the_live_policy_starts_new_figures() -> None:
     live = Live("fifo", ["sjf"]).serve(arrivals(150, 1.0))
-    live.shadow.follow("fair")
+    live.shadow(PolicyChanged(200.0, "fifo", "fair", "because"))
     live.let_work()
     later = (
         replace(a, request=replace(a.request, id=f"x{a.request.id}", arrived_at=a.request.arrived_at + 1000))
@@ -170,6 +170,26 @@ def test_a_change_of_the_live_policy_starts_new_figures() -> None:
     evidence = evidence_of(live)
     assert ("fair", {"fifo", "sjf"}) == (evidence.live.policy, {s.policy for s in evidence.shadows})
     assert evidence.started_at > 1000
+
+
+def test_a_change_of_the_live_policy_is_heard_while_nothing_else_is() -> None:
+    live = Live("fifo", ["sjf"])
+    live.shadow._deaf = True
+    live.shadow(PolicyChanged(200.0, "fifo", "slack:beta=2.0", "because"))
+    live.let_work()
+    live.let_work()
+    assert "slack:beta=2" == live.shadow.live
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [Terms(dict.fromkeys(Tier, 60.0), rejects_unattainable=True), Terms(max_inflight_tokens=4000)],
+    ids=["promises", "a limit in tokens"],
+)
+def test_what_else_holds_for_the_gateway_holds_for_the_simulations(terms: Terms) -> None:
+    evidence = evidence_of(Live("sjf", ["fifo"], terms=terms).serve(arrivals(NUM, BUSY)))
+    assert pytest.approx(evidence.measured.times.p50, rel=0.15) == evidence.live.times.p50
+    assert pytest.approx(evidence.measured.times.p99, rel=0.15) == evidence.live.times.p99
 
 
 # What did not end well
@@ -227,8 +247,8 @@ def test_what_was_not_answered_in_full_loads_the_engines_and_is_not_counted() ->
 
 
 def test_nobody_waits_for_longer_than_its_tier_may_in_the_simulations_either() -> None:
-    at_once = dict.fromkeys(Tier, 0.0)  # everybody is overdue on arrival, so that all are served as they came
-    live = Live("fifo", ["sjf"], max_wait_seconds=at_once).serve(arrivals(200, BUSY))
+    at_once = dict.fromkeys(Tier, 0.001)  # everybody is overdue on arrival, so that all are served as they came
+    live = Live("fifo", ["sjf"], terms=Terms(at_once)).serve(arrivals(200, BUSY))
     sjf = evidence_of(live).of("sjf")
     assert sjf is not None
     assert sjf.times == evidence_of(live).live.times

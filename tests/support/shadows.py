@@ -15,7 +15,7 @@ from driftsched.queues.memory import MemoryQueue
 from driftsched.shadowing import policy_of
 from driftsched.sim.driver import Arrival, Simulation
 from driftsched.sim.experiment import TraceDescriber
-from driftsched.sim.shadow import Shadow, ShadowParts
+from driftsched.sim.shadow import Shadow, ShadowParts, Terms
 
 PARTS = ShadowParts(policy_of, MemoryQueue)
 
@@ -50,7 +50,7 @@ class Live:
     hardware: str = "l4-qwen1.5-1.8b"
     steps_every: int = 100
     """Events between two times that the shadow works; 0: it never does by itself."""
-    max_wait_seconds: dict[Tier, float] = field(default_factory=dict)
+    terms: Terms = field(default_factory=Terms)
     events: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Live:
             self.shadows,
             slots=lambda: self.slots,
             parts=PARTS,
-            max_wait_seconds=self.max_wait_seconds,
+            terms=self.terms,
             listeners=[self.told.append],
         )
         self.engine = BatchModel(get_hardware(self.hardware), max_num_seqs=self.slots)
@@ -69,7 +69,9 @@ class Live:
             estimator=create_estimator("calibrated"),
             describer=TraceDescriber(),
             queue=MemoryQueue(self.slots),
-            max_wait_seconds=self.max_wait_seconds,
+            max_wait_seconds=self.terms.max_wait_seconds,
+            max_inflight_tokens=self.terms.max_inflight_tokens,
+            rejects_unattainable=self.terms.rejects_unattainable,
             listeners=[self.events.append, self.shadow, self._let_work],
         )
         self.simulation = Simulation(self.scheduler, self.engine)

@@ -10,15 +10,25 @@ is not the policy's doing, the error of the engine model included, is the same f
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from driftsched.core.admission import Bounds
-from driftsched.core.events import Admitted, Dispatched, Event, Evicted, Failed, Finished, FirstToken
+from driftsched.core.events import (
+    Admitted,
+    Dispatched,
+    Event,
+    Evicted,
+    Failed,
+    Finished,
+    FirstToken,
+    PolicyChanged,
+)
 from driftsched.core.evidence import Evidence, EvidenceListener, PolicyTimes
 from driftsched.core.model import Estimate, Request, Tier, Usage
 from driftsched.core.protocols import Policy, Queue
 from driftsched.core.scheduler import Scheduler
+from driftsched.core.specs import parse_spec, spec_text
 from driftsched.engines.model import BatchModel
 from driftsched.engines.presets import Hardware
 from driftsched.sim.driver import Arrival, Simulation, run_now
@@ -89,6 +99,15 @@ class ShadowParts:
     """With so many slots."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the gateway's scheduler is told beside its policy, and those of the simulations too: see `Scheduler`."""
+
+    max_wait_seconds: Mapping[Tier, float] = field(default_factory=dict)
+    max_inflight_tokens: float = inf
+    rejects_unattainable: bool = False
+
+
 class _Arm:
     """One policy in virtual time."""
 
@@ -97,7 +116,7 @@ class _Arm:
         policy: Policy,
         queue: Queue,
         engine: BatchModel,
-        max_wait_seconds: Mapping[Tier, float],
+        terms: Terms,
         on_finished: Callable[[_Past, float], None],
     ) -> None:
         def listen(event: Event) -> None:
@@ -113,7 +132,9 @@ class _Arm:
             describer=TraceDescriber(),
             queue=queue,
             bounds=_UNBOUNDED,
-            max_wait_seconds=max_wait_seconds,
+            max_wait_seconds=terms.max_wait_seconds,
+            max_inflight_tokens=terms.max_inflight_tokens,
+            rejects_unattainable=terms.rejects_unattainable,
             max_reranks=0,
             listeners=(listen,),
         )
@@ -141,7 +162,7 @@ class Shadow:
         *,
         slots: Callable[[], int],
         parts: ShadowParts,
-        max_wait_seconds: Mapping[Tier, float] | None = None,
+        terms: Terms | None = None,
         listeners: Sequence[EvidenceListener] = (),
     ) -> None:
         """`live` and `policies` as `core.specs` writes them; one that is `live` as well is simulated once.
@@ -157,7 +178,7 @@ class Shadow:
         self._policies = tuple(dict.fromkeys((live, *policies)))
         self._slots = slots
         self._parts = parts
-        self._max_wait_seconds = dict(max_wait_seconds or {})
+        self._terms = terms or Terms()
         self._listeners = tuple(listeners)
         self._events: deque[Event] = deque()
         self._deaf = False  # nothing is listened to until all that was heard is simulated
@@ -182,6 +203,8 @@ class Shadow:
         if self._deaf or len(self._events) >= MAX_EVENTS:
             self._deaf = True
             self._num_missed += isinstance(event, Admitted)
+            if isinstance(event, PolicyChanged):
+                self._take(event)
         else:
             self._events.append(event)
 
@@ -189,10 +212,6 @@ class Shadow:
     def num_dropped(self) -> int:
         """Requests that were not simulated, because there was no time for it."""
         return self._num_missed + self._num_forgotten
-
-    def follow(self, live: str) -> None:
-        """The gateway serves under another policy from now on."""
-        self._next_live = live
 
     def close(self) -> None:
         """Listen to nothing any more, and let go of what was heard."""
@@ -255,6 +274,8 @@ class Shadow:
                 if past is not None and event.dispatched_at is None:
                     past.tokens = _predicted(past)
                     past.request = replace(past.request, expires_at=event.at)
+            case PolicyChanged():
+                self._next_live = spec_text(*parse_spec(event.after))
             case _:
                 return
         self._heard_at = max(self._heard_at, event.at)
@@ -357,7 +378,7 @@ class Shadow:
             BatchModel(
                 self._hardware, max_num_seqs=self._num_slots, max_num_batched_tokens=max(2048, self._num_slots)
             ),
-            self._max_wait_seconds,
+            self._terms,
             on_finished,
         )
 
