@@ -188,19 +188,31 @@ async def test_a_client_is_not_kept_waiting_for_longer_than_it_said(http: aiohtt
             assert (429, "queue_timeout") == (response.status, response.headers["x-driftsched-reason"])
 
 
+@pytest.mark.parametrize("header", ["x-driftsched-max-queue-seconds", "x-driftsched-slo-seconds"])
 @pytest.mark.parametrize("said", ["soon", "0", "-1", "nan", ""])
-async def test_a_patience_that_makes_no_sense_is_refused(http: aiohttp.ClientSession, said: str) -> None:
-    headers = {"x-driftsched-max-queue-seconds": said}
+async def test_a_number_of_seconds_that_makes_no_sense_is_refused(
+    http: aiohttp.ClientSession, header: str, said: str
+) -> None:
+    headers = {header: said}
     async with (
         live_gateway(simulated()) as house,
         http.post(house.url + CHAT, json=chat(), headers=headers) as response,
     ):
         error = (await response.json())["error"]
-    assert (400, "invalid_value", "x-driftsched-max-queue-seconds") == (
-        response.status,
-        error["code"],
-        error["param"],
-    )
+    assert (400, "invalid_value", header) == (response.status, error["code"], error["param"])
+
+
+@pytest.mark.parametrize(("said", "target"), [("2.5", 2.5), ("inf", None), (None, None)])
+async def test_the_target_that_a_client_names_reaches_the_policy(
+    http: aiohttp.ClientSession, said: str | None, target: float | None
+) -> None:
+    headers = {"x-driftsched-slo-seconds": said} if said else {}
+    async with (
+        live_gateway(simulated()) as house,
+        http.post(house.url + CHAT, json=chat(), headers=headers) as response,
+    ):
+        assert 200 == response.status
+        assert [target] == [event.ticket.request.target_seconds for event in house.of(Admitted)]
 
 
 @pytest.mark.parametrize(("wanted", "reason"), [(True, "deadline_unattainable"), (False, "queue_timeout")])

@@ -534,6 +534,43 @@ def test_edf_judges_late_whoever_cannot_start_in_time_behind_those_as_urgent_and
     assert 0 == band_behind(9000, band=1)
 
 
+def aiming_at(seconds: float | None, *, at: float = 5.0, tier: Tier = Tier.STANDARD) -> Request:
+    return replace(request_at(at, tier=tier), target_seconds=seconds)
+
+
+def test_edf_believes_a_request_of_its_own_target_within_bounds() -> None:
+    def latest_start(seconds: float | None, tokens: float = 125) -> float:
+        return Edf().rank(aiming_at(seconds), estimate_of(tokens), BUSY)  # 125 tokens take 10 s
+
+    assert [55.0, 55.0] == [latest_start(seconds) for seconds in (None, 60.0)]
+    assert [5.0 + 40 - 10, 5.0 + 3600 - 10] == [latest_start(seconds) for seconds in (40.0, 3600.0)]
+    assert [25.0, 25.0] == [latest_start(seconds) for seconds in (30.0, 0.001)]
+    assert 5.0 == latest_start(0.001, tokens=1e6), "it need not have started before it came"
+
+
+def test_edf_lets_nobody_pass_a_better_tier_by_claiming_a_short_target() -> None:
+    estimate = estimate_of(50)
+    for worse, better in ((Tier.STANDARD, Tier.PREMIUM), (Tier.BATCH, Tier.STANDARD)):
+        claimed = Edf().rank(aiming_at(1e-6, tier=worse), estimate, BUSY)
+        assert claimed >= Edf().rank(request_at(5.0, tier=better), estimate, BUSY)
+
+
+def test_edf_judges_a_short_target_late_behind_its_own_tier_and_a_long_one_behind_others_too() -> None:
+    def band(seconds: float | None, ahead: Tier, tokens: float = 1500) -> int:
+        load = replace(BUSY, waiting_by_band_and_tier={(0, ahead): tokens})  # 15 s
+        return Edf().triage(aiming_at(seconds), estimate_of(125), load)
+
+    assert [0, 1] == [band(seconds, Tier.STANDARD) for seconds in (None, 30.0)]
+    assert [0, 0] == [band(seconds, Tier.BATCH, 1e6) for seconds in (None, 30.0)]
+    assert 1 == band(700.0, Tier.BATCH, 1e6)
+
+
+@pytest.mark.parametrize("tightest", [0.0, -1.0, 1.1, float("nan")])
+def test_edf_refuses_a_tightest_target_that_is_no_share(tightest: float) -> None:
+    with pytest.raises(Exception, match="tightest must be above 0 and at most 1"):
+        create_policy("edf", tightest=tightest)
+
+
 def test_edf_judges_nobody_late_before_the_speed_is_known() -> None:
     load = replace(BUSY, tokens_per_second=0.0, waiting_by_band_and_tier={(0, Tier.STANDARD): 1e9})
     assert 0 == Edf().triage(request_at(), estimate_of(1e9), load)

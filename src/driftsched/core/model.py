@@ -100,6 +100,8 @@ class Request:
     """If still waiting at this instant, the request is evicted."""
     urgency: int = 0
     """How soon an engine should take it among those it holds, smaller first; set at dispatch, where one asks."""
+    target_seconds: float | None = None
+    """From arrival to the end of the answer, > 0 and finite: what the client hopes for. A policy may believe it."""
     payload: object = None
     """What the engine needs to serve it. The core carries it and never looks inside."""
     payload_bytes: int = 0

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from itertools import count
-from math import nan
+from math import inf, nan
 from secrets import token_hex
 from typing import Protocol
 
@@ -45,6 +45,7 @@ QUEUE = "/v1/queue/"
 _FORWARDED = (b"traceparent", b"tracestate")  # what of a client's headers an engine gets to see
 _SESSION = b"x-session-id"
 _MAX_QUEUE_SECONDS = b"x-driftsched-max-queue-seconds"
+_SLO_SECONDS = b"x-driftsched-slo-seconds"
 _CLOSE = (("connection", "close"),)  # the rest of the body is not worth reading
 
 
@@ -263,7 +264,8 @@ class Gateway:
             prompt_bytes=call.prompt_bytes,
             max_tokens=call.max_tokens,
             traits=call.traits,
-            expires_at=now + min(self._max_queue_seconds, _patience(headers)),
+            expires_at=now + min(self._max_queue_seconds, _seconds_said(headers, _MAX_QUEUE_SECONDS) or inf),
+            target_seconds=_seconds_said(headers, _SLO_SECONDS),
             payload=Payload(
                 endpoint, body, call.stream, call.wants_usage, (*forwarded, ("x-request-id", request_id))
             ),
@@ -342,19 +344,21 @@ def _request_id(headers: Headers, otherwise: str) -> bytes:
     return theirs if fit else otherwise.encode()
 
 
-def _patience(headers: Headers) -> float:
-    """Seconds that the client wants to wait for its turn; infinite if it does not say. Raises `HttpError` 400."""
-    said = headers.get(_MAX_QUEUE_SECONDS, b"inf").decode("latin-1")
+def _seconds_said(headers: Headers, header: bytes) -> float | None:
+    """What the client says in a header; None if it does not, or if it says `inf`. Raises `HttpError` 400."""
+    if header not in headers:
+        return None
+    said = headers[header].decode("latin-1")
     try:
         seconds = float(said)
     except ValueError:
         seconds = nan
     if not seconds > 0:
-        name = _MAX_QUEUE_SECONDS.decode()
+        name = header.decode()
         raise HttpError(
             400, f"{name}: not a number of seconds above 0: {said!r}.", param=name, code="invalid_value"
         )
-    return seconds
+    return seconds if seconds < inf else None
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -20,6 +20,10 @@ class Edf:
     waits in time with the same or a shorter target fills more than `headroom` of the time until then: the rest is
     for more urgent requests that come later.
 
+    A request that brings a target of its own (`target_seconds`) is served by that, but never as if it were shorter
+    than `tightest` of its tier's, nor than the time that its answer takes: whoever claims too much comes before
+    those of its tier that arrived a while earlier, or is judged late, and gains no more.
+
     Source: earliest deadline first with relegation: Niyama (Goel et al., arXiv 2503.22562), SCORPIO (arXiv
     2505.23022).
     """
@@ -30,10 +34,13 @@ class Edf:
         standard_seconds: float = 60.0,
         batch_seconds: float = 600.0,
         headroom: float = 0.5,
+        tightest: float = 0.5,
     ) -> None:
         """Targets for the time from arrival to the end of the answer, by tier; finite, > 0.
 
         `headroom`: share of the time until a request must start that what waits already may fill, > 0.
+
+        `tightest`: shortest target that is believed, as a share of the tier's, above 0, at most 1.
         """
         self._targets = {
             Tier.PREMIUM: premium_seconds,
@@ -41,6 +48,9 @@ class Edf:
             Tier.BATCH: batch_seconds,
         }
         self._headroom = headroom
+        self._tightest = tightest
+        if not 0 < tightest <= 1:
+            raise ValueError(f"tightest must be above 0 and at most 1, but is {tightest}")
         if not 0 < headroom < inf:
             raise ValueError(f"headroom must be a number > 0, but is {headroom}")
         for tier, seconds in self._targets.items():
@@ -52,11 +62,11 @@ class Edf:
 
     def triage(self, request: Request, estimate: Estimate, load: Load) -> int:
         """`LATE` if it cannot start in time behind those with the same or a shorter target."""
-        target = self._targets[request.tier]
+        target = self._target(request, estimate, load)
         ahead_tokens = sum(
             tokens
             for (band, tier), tokens in load.waiting_by_band_and_tier.items()
-            if band == IN_TIME and self._targets[tier] <= target
+            if band == IN_TIME and (self._targets[tier] <= target or tier == request.tier)
         )
         ahead_seconds = ahead_tokens / load.tokens_per_second if load.tokens_per_second > 0 else 0.0
         return IN_TIME if ahead_seconds <= self._headroom * (target - _answer_seconds(estimate, load)) else LATE
@@ -65,10 +75,17 @@ class Edf:
         return "all"
 
     def rank(self, request: Request, estimate: Estimate, load: Load) -> float:
-        return request.arrived_at + self._targets[request.tier] - _answer_seconds(estimate, load)
+        return request.arrived_at + self._target(request, estimate, load) - _answer_seconds(estimate, load)
 
     def charge(self, request: Request, usage: Usage) -> float:
         return 0.0
+
+    def _target(self, request: Request, estimate: Estimate, load: Load) -> float:
+        """Its own, within bounds, or that of its tier."""
+        of_tier = self._targets[request.tier]
+        if request.target_seconds is None:
+            return of_tier
+        return max(request.target_seconds, self._tightest * of_tier, _answer_seconds(estimate, load))
 
 
 def _answer_seconds(estimate: Estimate, load: Load) -> float:
