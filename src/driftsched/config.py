@@ -151,7 +151,7 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys_sha256: list[str] = []
     """SHA-256 of each admin key, in hex. No tenant may have the same key."""
     max_decisions: int = 10_000
-    """Records of requests kept after their end, about a kilobyte each, and as many of what was rejected."""
+    """Records of requests kept after their end, 1.2 kB each, and as many of what was rejected."""
 
 
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
