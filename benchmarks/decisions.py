@@ -3,8 +3,8 @@
     python benchmarks/decisions.py [--waiting 1,100,10000,100000] [--blocks 100] [--json FILE]
 
 The four events of a request (admitted, dispatched, first token, finished) are made beforehand and told in turn,
-with so many others waiting; whoever is served is drawn among all of them, so that there is much overtaking. Times are
-processor time over blocks of 500 requests: the fastest block, which nothing disturbed, and the median one.
+with so many others waiting; whoever is served is drawn among all of them, so that there is much overtaking. Times
+are processor time over blocks of 500 requests: the fastest block, which nothing disturbed, and the median one.
 Memory is what `tracemalloc` counts for 10,000 records, with numbers that share nothing.
 """
 
@@ -85,12 +85,12 @@ def _ticket(number: int, rng: Random) -> Ticket:
     request = Request(
         f"request-{number}", TENANT, Tier.STANDARD, "model", rng.random(), prompt_tokens=1000 + number
     )
-    estimate = Estimate(*(rng.random() for _ in range(4)))
+    estimate = Estimate(rng.random(), rng.random(), rng.random(), rng.random())
     return Ticket(request, estimate, number, 0, TENANT.id, rng.random(), rng.random())
 
 
 def _admitted(ticket: Ticket, rng: Random) -> Admitted:
-    load = Load(1000 + ticket.seq, 32, *(rng.random() for _ in range(4)))
+    load = Load(1000 + ticket.seq, 32, rng.random(), rng.random(), rng.random(), rng.random())
     return Admitted(rng.random(), ticket, 1001 + ticket.seq, load, Eta(*(rng.random() for _ in range(3))))
 
 

@@ -1,7 +1,8 @@
 """A record of what was decided about each request: what was expected of it, where it was placed, why it was served.
 
 The records of those alive and of the last that ended are held in memory; older ones are forgotten. No text of any
-request is in them. A request costs 4 to 8 microseconds, all its events together, and its record 1.2 kB (benchmarks/decisions.py).
+request is in them. A request costs 4 to 8 microseconds, all its events together, and its record 1.2 kB: see
+benchmarks/decisions.py.
 """
 
 from collections.abc import Callable, Iterator
