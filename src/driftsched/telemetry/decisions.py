@@ -112,7 +112,10 @@ class Refusal:
 
 
 class Decisions:
-    """A listener that keeps the records. It must hear the scheduler from the first request on."""
+    """A listener that keeps the records. It must hear the scheduler from the first request on.
+
+    The queue must not suspend, as the memory queue does not: else a dispatch could be told before its admission.
+    """
 
     def __init__(self, policy: str, max_ended: int = MAX_ENDED) -> None:
         """`policy`: the one in force at the start.
