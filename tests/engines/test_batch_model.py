@@ -293,6 +293,7 @@ def test_a_preempted_job_goes_before_those_that_never_ran() -> None:
     model.add("new", 12, 1, 0.0)
 
     assert {"a": 6.0, "preempted": 8.0, "new": 9.0} == finish_times(drain(model))
+    assert 1 == model.num_preemptions
 
 
 def test_a_job_that_could_never_fit_is_refused() -> None:

@@ -224,6 +224,7 @@ async def test_metrics_count_the_models_seats_and_memory() -> None:
     assert b'vllm:num_requests_running{model_name="tiny"} 0\n' in idle.body
     assert b'vllm:num_requests_waiting{model_name="tiny"} 0\n' in idle.body
     assert b'vllm:kv_cache_usage_perc{model_name="tiny"} 0.0\n' in idle.body
+    assert b'vllm:num_preemptions_total{model_name="tiny"} 0\n' in idle.body
     assert b'vllm:num_requests_running{model_name="tiny"} 1\n' in busy.body
     assert b'vllm:kv_cache_usage_perc{model_name="tiny"} 0.0\n' not in busy.body
 
