@@ -6,7 +6,7 @@ from math import inf
 import pytest
 
 from driftsched.core.errors import ConfigError
-from driftsched.core.events import Admitted, Event, Evicted, Finished, PolicyChanged
+from driftsched.core.events import Admitted, Event, Evicted, Finished, PolicyChanged, Rejected
 from driftsched.core.evidence import Evidence
 from driftsched.core.model import Estimate, Request, Tenant, Ticket, Tier, Usage
 from driftsched.sim import shadow as module
@@ -221,7 +221,7 @@ def test_a_client_that_left_while_its_answer_came_counts_with_what_was_produced(
     shadow, one = shadow_of_nothing(), ticket(1, 10.0)
     told(shadow, admitted(one), Evicted(14.0, one, "cancelled", Usage(9, 33), dispatched_at=11.0, charge=0.0))
     (past,) = shadow._pasts
-    assert (33, inf, 0.0) == (past.tokens, past.request.expires_at, past.measured)
+    assert (33, inf, 0.0) == (past.tokens, past.request.expires_at, past.account.measured)
 
 
 @pytest.mark.parametrize(("max_tokens", "expected"), [(None, 70), (20, 20)])
@@ -308,13 +308,53 @@ def test_a_closed_shadow_holds_and_hears_nothing() -> None:
     shadow(admitted(ticket(1, 1.0)))
     shadow.close()
     shadow(admitted(ticket(2, 2.0)))
-    gc.collect()
     assert 0 == len(shadow._events)
+
+
+def rejected(number: int, at: float, reason: str) -> Rejected:
+    return Rejected(at, replace(ticket(number, at).request, payload=b"never to be held"), reason, 1.0)
+
+
+def test_who_is_turned_away_comes_in_the_simulations_with_the_length_of_the_last_of_its_kind() -> None:
+    shadow, one = shadow_of_nothing(), ticket(1, 10.0)
+    told(shadow, admitted(one), Finished(14.0, one, Usage(12, 33), "stop", 11.0, 11.5, charge=0.0))
+    told(shadow, rejected(2, 15.0, "max_wait_unattainable"), rejected(3, 16.0, "deadline_unattainable"))
+    _, *turned_away = shadow._pasts
+    assert [("r2", 33, 15.0), ("r3", 33, 16.0)] == [(p.request.id, p.tokens, p.submitted_at) for p in turned_away]
+    assert {(False, one.estimate.q90)} == {(p.account.counts, p.account.estimate.q90) for p in turned_away}
+
+
+def test_who_is_turned_away_for_another_reason_or_before_anything_is_known_of_its_kind_does_not_come() -> None:
+    shadow, one = shadow_of_nothing(), ticket(1, 10.0)
+    told(shadow, rejected(2, 9.0, "max_wait_unattainable"))
+    told(shadow, admitted(one), Finished(14.0, one, Usage(12, 33), "stop", 11.0, 11.5, charge=0.0))
+    told(shadow, rejected(3, 15.0, "tenant_queue_full"), rejected(4, 16.0, "shutting_down"))
+    assert ["r1"] == [past.request.id for past in shadow._pasts]
+
+
+def test_the_line_of_a_gateway_that_turns_requests_away_is_as_long_in_the_simulation() -> None:
+    terms = Terms(dict.fromkeys(Tier, 40.0), rejects_unattainable=True)
+    live = Live("fair", [], terms=terms).serve(arrivals(NUM, 1.5 * BUSY))
+    evidence = evidence_of(live)
+    assert len([event for event in live.events if isinstance(event, Rejected)]) > NUM / 10
+    assert pytest.approx(evidence.measured.times.mean, rel=0.15) == evidence.live.times.mean
+
+
+def test_no_request_is_part_of_a_cycle_that_only_the_collector_would_free() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        live = Live("fifo", ["sjf"]).serve(arrivals(150, 1.0))
+        held = [held for held in gc.get_objects() if isinstance(held, module._Account)]
+    finally:
+        gc.enable()
+    assert 150 == live.shadow.num_simulated
+    assert len(held) < 50
 
 
 def test_the_described_request_is_what_is_simulated() -> None:
     shadow, one = shadow_of_nothing(), ticket(1, 10.0)
     told(shadow, admitted(one), Finished(14.0, one, Usage(12, 33), "stop", 11.0, 11.5, charge=0.0))
     (past,) = shadow._pasts
-    assert (12, 33, 4.0) == (past.request.prompt_tokens, past.tokens, past.measured)
-    assert past.estimate == one.estimate
+    assert (12, 33, 4.0) == (past.request.prompt_tokens, past.tokens, past.account.measured)
+    assert past.account.estimate == one.estimate

@@ -23,6 +23,7 @@ from driftsched.core.events import (
     Finished,
     FirstToken,
     PolicyChanged,
+    Rejected,
 )
 from driftsched.core.evidence import Evidence, EvidenceListener, PolicyTimes
 from driftsched.core.model import Estimate, Request, Tier, Usage
@@ -50,34 +51,43 @@ MAX_BACKLOG = 20_000
 """Requests that a simulation may be behind: more wait than any gateway lets wait, so the engine model is wrong."""
 WARM_UP = 200
 """Requests that are simulated and not counted after a gap, while queues build up again."""
+MAX_KINDS = 200
+"""Categories of which the last answer is remembered."""
 REFIT = 100
 """Answers between two fits of the engine, once there are so many."""
 
 
 @dataclass(slots=True, eq=False)
-class _Past:
-    """A request that was admitted, and what became of it."""
+class _Account:
+    """The payload of a request that is simulated: what the simulations are told, and what they tell."""
 
-    request: Request
-    """Without payload and text."""
     estimate: Estimate
     """Made at admission."""
-    admitted_at: float
     counts: bool
     """Its times are among the figures, if it is answered in full."""
-    tokens: int = 0
-    """Length of its answer; 0 while it is not known."""
     measured: float = 0.0
     """End-to-end seconds; 0 unless it was answered in full."""
-    simulated: dict[int, float] | None = None
+    simulated: dict[int, float] = field(default_factory=dict)
     """The same by place of the policy."""
+
+
+@dataclass(slots=True, eq=False)
+class _Past:
+    """A request that came, and what became of it."""
+
+    request: Request
+    """Without text; its payload is the account."""
+    account: _Account
+    submitted_at: float
+    tokens: int = 0
+    """Length of its answer; 0 while it is not known."""
 
 
 class _Recorded:
     """The estimator that says what was said at admission, and learns nothing."""
 
     def predict(self, request: Request) -> Estimate:
-        return _past_of(request).estimate
+        return _account_of(request).estimate
 
     def revise(self, request: Request, estimate: Estimate) -> Estimate:  # noqa: ARG002
         return estimate
@@ -117,12 +127,12 @@ class _Arm:
         queue: Queue,
         engine: BatchModel,
         terms: Terms,
-        on_finished: Callable[[_Past, float], None],
+        on_finished: Callable[[Request, float], None],
     ) -> None:
         def listen(event: Event) -> None:
             if isinstance(event, Finished):
                 request = event.ticket.request
-                on_finished(_past_of(request), event.at - request.arrived_at)
+                on_finished(request, event.at - request.arrived_at)
 
         self._queue = queue
         self._engine = engine
@@ -189,6 +199,7 @@ class Shadow:
         self._fit_at = 0  # answers learnt from
         self._open: dict[str, _Past] = {}
         self._pasts: deque[_Past] = deque()  # in order of admission, those with a length among them
+        self._recent: dict[str, _Past] = {}  # by category, the one answered last
         self._num_ready = 0  # of them, those with a length
         self._heard_at = 0.0
         self._warm_up = 0
@@ -267,13 +278,16 @@ class Shadow:
                 self._pace.ended(event.ticket.id, event.usage.completion_tokens, event.at, finished=True)
                 past = self._ended(event.ticket.id, event.usage)
                 if past is not None:
-                    past.measured = event.at - past.request.arrived_at
+                    self._remember(past)
+                    past.account.measured = event.at - past.request.arrived_at
             case Evicted() | Failed():
                 self._pace.ended(event.ticket.id, event.usage.completion_tokens, event.at, finished=False)
                 past = self._ended(event.ticket.id, event.usage)
                 if past is not None and event.dispatched_at is None:
                     past.tokens = _predicted(past)
                     past.request = replace(past.request, expires_at=event.at)
+            case Rejected():
+                self._rejected(event)
             case PolicyChanged():
                 self._next_live = spec_text(*parse_spec(event.after))
             case _:
@@ -283,12 +297,26 @@ class Shadow:
     def _admitted(self, event: Admitted) -> None:
         ticket = event.ticket
         self._warm_up = max(0, self._warm_up - 1)
-        past = _Past(ticket.request, replace(ticket.estimate, basis=None), event.at, counts=not self._warm_up)
-        past.request = replace(
-            ticket.request, prompt="", payload=past, payload_bytes=0, prompt_bytes=0, expires_at=inf
-        )
+        account = _Account(replace(ticket.estimate, basis=None), counts=not self._warm_up)
+        past = _Past(_stripped(ticket.request, account), account, event.at)
         self._open[ticket.id] = past
         self._pasts.append(past)
+
+    def _rejected(self, event: Rejected) -> None:
+        """It comes in the simulations as well, where there may be room, and is as long as the last of its kind.
+
+        Else nothing would keep the simulated lines as long as whoever is turned away keeps the live one.
+        """
+        like = self._recent.get(event.request.category)
+        if like is None or event.reason not in _LINE_TOO_LONG:
+            return
+        account = _Account(like.account.estimate, counts=False)
+        self._pasts.append(_Past(_stripped(event.request, account), account, event.at, like.tokens))
+        self._num_ready += 1
+
+    def _remember(self, past: _Past) -> None:
+        if len(self._recent) < MAX_KINDS or past.request.category in self._recent:
+            self._recent[past.request.category] = past
 
     def _ended(self, request_id: str, usage: Usage) -> _Past | None:
         """What it produced is taken for its length. None if it was not heard of, or given up."""
@@ -323,14 +351,14 @@ class Shadow:
         while (self._deaf or not self._events) and (past := self._next()):
             arrival = Arrival(past.request, past.tokens)
             for arm in self._arms:
-                arm.simulation.arrive(arrival, past.admitted_at)
+                arm.simulation.arrive(arrival, past.submitted_at)
                 yield
             self.num_simulated += 1
             if any(arm.simulation.num_open > MAX_BACKLOG for arm in self._arms):
                 _logger.warning("shadow: the engine model is too slow by far: begun again")
                 self._begin_again()
                 return
-        horizon = self._pasts[0].admitted_at if self._pasts else self._heard_at  # nobody arrives before it
+        horizon = self._pasts[0].submitted_at if self._pasts else self._heard_at  # nobody arrives before it
         for arm in self._arms:
             arm.simulation.advance(horizon)
             yield
@@ -342,7 +370,7 @@ class Shadow:
             return None
         past = self._pasts[0]
         if not past.tokens:
-            if past.admitted_at > self._heard_at - MAX_OPEN_SECONDS:
+            if past.submitted_at > self._heard_at - MAX_OPEN_SECONDS:
                 return None
             past.tokens = _predicted(past)
         else:
@@ -357,20 +385,12 @@ class Shadow:
     def _arm(self, place: int, policy: str) -> _Arm:
         assert self._hardware is not None  # noqa: S101 - nothing is simulated before
 
-        def on_finished(past: _Past, seconds: float) -> None:
-            if not (past.counts and past.measured):
-                return
-            simulated = past.simulated = past.simulated or {}
-            simulated[place] = seconds
-            if len(simulated) == len(self._policies):
-                self._window.add(
-                    Row(
-                        past.request.arrived_at,
-                        past.request.tier,
-                        past.measured,
-                        tuple(simulated[n] for n in range(len(simulated))),
-                    )
-                )
+        def on_finished(request: Request, seconds: float) -> None:
+            account = _account_of(request)
+            account.simulated[place] = seconds
+            if account.counts and account.measured and len(account.simulated) == len(self._policies):
+                simulated = tuple(account.simulated[n] for n in range(len(self._policies)))
+                self._window.add(Row(request.arrived_at, request.tier, account.measured, simulated))
 
         return _Arm(
             self._parts.create_policy(policy),
@@ -412,6 +432,14 @@ class Shadow:
 _UNBOUNDED = Bounds(max_waiting=1 << 60, max_waiting_per_tenant=1 << 60, max_waiting_bytes=1 << 60)
 
 
+_LINE_TOO_LONG = frozenset(("max_wait_unattainable", "deadline_unattainable"))
+"""Reasons to reject a request that has been described, and would be let in were the line shorter."""
+
+
+def _stripped(request: Request, account: _Account) -> Request:
+    return replace(request, prompt="", prompt_bytes=0, payload=account, payload_bytes=0, expires_at=inf)
+
+
 def _measured(row: Row) -> float:
     return row.measured
 
@@ -421,11 +449,11 @@ def _simulated(place: int) -> Callable[[Row], float]:
     return lambda row: row.simulated[place]
 
 
-def _past_of(request: Request) -> _Past:
-    assert isinstance(request.payload, _Past)  # noqa: S101 - put there at its admission
+def _account_of(request: Request) -> _Account:
+    assert isinstance(request.payload, _Account)  # noqa: S101 - put there before it is simulated
     return request.payload
 
 
 def _predicted(past: _Past) -> int:
     limit = past.request.max_tokens or inf
-    return max(1, round(min(past.estimate.expected_tokens, limit)))
+    return max(1, round(min(past.account.estimate.expected_tokens, limit)))
