@@ -6,9 +6,10 @@
 Without --engine it starts `driftsched local` (llama.cpp on the CPU; the extra `local`). Each arm has a gateway of
 its own for the whole run, so that its estimator learns from its own blocks. A round measures the engine's capacity
 with the same mix of requests, sent straight to it; then each arm gets the same requests at the same instants, open
-loop, at `--rho` times that capacity, the arms in random order. The first round is practice and counts in nothing.
-Prompts are about twenty topics, in wordings that make short and long answers; temperature 0; limits of 48, 80 and
-128 tokens that say nothing of the length; five tenants, one of which sends half of all requests.
+loop, at `--rho` times that capacity, the arms in random order. The first round is practice and counts in nothing;
+Ctrl-C ends the run, and the whole rounds count. Prompts are about twenty topics, in wordings that make short and
+long answers; temperature 0; limits of 48, 80 and 128 tokens that say nothing of the length; five tenants, one of
+which sends half of all requests.
 
 An arm is POLICY+ESTIMATOR, and after slashes what the gateway does with the engine: `inflight=16` dispatches so
 many at once (default: the engine's slots), `priority` sends the engine a priority with every request.
@@ -20,8 +21,9 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -108,8 +110,9 @@ class Engine:
     facts: dict[str, Any]
 
     def settings(self, arm: Arm) -> dict[str, Any]:
-        """The entry of `engines` in the arm's gateway."""
+        """The entry of `engines` in the arm's gateway. Its metrics are left alone: gateways share it, in turns."""
         entry: dict[str, Any] = {"url": self.url, "max_inflight": arm.max_inflight or self.slots}
+        entry |= {"scrape_seconds": None}
         return entry | ({"priority": True} if arm.engine_priority else {})
 
 
@@ -157,13 +160,15 @@ async def _run(arguments: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, 
         sending = Sending(engine.discovery.models[0], temperature=0.0)
         rates: dict[int, float] = {}
         results: list[BlockResult] = []
-        for seed in range(PRACTICE_SEED, arguments.rounds + 1):
-            capacity = await _capacity(engine, seed, sending)
-            rates[seed] = arguments.rho * capacity
-            print(f"round {seed} of {arguments.rounds}: capacity {capacity:.2f}/s", file=sys.stderr, flush=True)
-            rows = rows_of(seed, arguments.requests, rates[seed])
-            blocks = interleaved([arm.setup for arm in arms], [seed], ORDER_SEED + seed)
-            await run_blocks(blocks, lambda _, rows=rows: rows, serve, sending, results)  # type: ignore[misc]
+        with suppress(asyncio.CancelledError):  # interrupted: what is whole is reported
+            for seed in range(PRACTICE_SEED, arguments.rounds + 1):
+                capacity = await _capacity(engine, seed, sending)
+                rates[seed] = arguments.rho * capacity
+                print(f"round {seed} of {arguments.rounds}: capacity {capacity:.2f}/s", file=sys.stderr, flush=True)
+                rows = rows_of(seed, arguments.requests, rates[seed])
+                blocks = interleaved([arm.setup for arm in arms], [seed], ORDER_SEED + seed)
+                await run_blocks(blocks, lambda _, rows=rows: rows, serve, sending, results)  # type: ignore[misc]
+        results = [result for result in results if result.complete]
         return _document(arguments, arms, engine, rates, results)
 
 
@@ -232,7 +237,8 @@ def _document(
     rates: dict[int, float],
     results: Sequence[BlockResult],
 ) -> dict[str, Any]:
-    counting = [result for result in results if result.block.seed != PRACTICE_SEED]
+    complete = Counter(result.block.seed for result in results)
+    counting = [r for r in results if r.block.seed != PRACTICE_SEED and complete[r.block.seed] == len(arms)]
     by_arm = {arm.label: [r for r in counting if r.block.setup == arm.setup] for arm in arms}
     environment = capture_environment()
     return {
@@ -243,7 +249,7 @@ def _document(
         "cores": environment["cores"],
         "engine": engine.facts,
         "rho": arguments.rho,
-        "rounds": arguments.rounds,
+        "rounds": len({result.block.seed for result in counting}),
         "requests_per_block": arguments.requests,
         "arms": {label: setup_figures(mine) for label, mine in by_arm.items()},
         "comparisons": _comparisons(by_arm),

@@ -38,12 +38,20 @@ def test_values_are_those_of_all_blocks_together_by_nearest_rank() -> None:
     assert 0.25 == found["x.mean"].change
 
 
-def test_beside_it_stands_the_mean_of_the_blocks_own_changes() -> None:
-    found = by_figure(compare("x", "a", {1: [3.0] * 4, 2: [20.0] * 4}, "b", {1: [2.0] * 4, 2: [20.0] * 4}))
+def test_beside_it_stands_the_mean_difference_of_a_block() -> None:
+    found = by_figure(compare("x", "a", {1: [3.0] * 4, 2: [20.0] * 4}, "b", {1: [2.0] * 4, 2: [18.0] * 4}))
     interval = found["x.mean"].by_block
     assert interval is not None
-    assert (0.25, 2) == (interval.mean, interval.n)
+    assert (pytest.approx(0.15), 2) == (interval.mean, interval.n)
     assert found["x.p99"].by_block is None
+
+
+def test_blocks_that_err_by_turns_do_not_make_a_difference() -> None:
+    up_and_down = {seed: [4.0 if seed % 2 else 1.0] for seed in range(8)}
+    down_and_up = {seed: [1.0 if seed % 2 else 4.0] for seed in range(8)}
+    (mean, *_) = compare("x", "a", up_and_down, "b", down_and_up)
+    assert mean.by_block is not None
+    assert 0 == mean.change == mean.by_block.mean
 
 
 def test_only_blocks_that_both_have_are_compared() -> None:

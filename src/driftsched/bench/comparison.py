@@ -12,7 +12,7 @@ from statistics import fmean
 
 import msgspec
 
-from driftsched.sim.statistics import Interval, paired_difference
+from driftsched.sim.statistics import Interval, t_interval
 
 RESAMPLES = 2000
 RESAMPLING_SEED = 1
@@ -39,7 +39,7 @@ class Comparison(msgspec.Struct, frozen=True):
     high: float
     """Bootstrap interval of `change`, 95 %."""
     by_block: Interval | None
-    """Student's t interval of the mean over blocks of each block's own change; of `BLOCK_FIGURES` alone."""
+    """Student's t interval of the mean difference of a block, in the unit of `change`; of `BLOCK_FIGURES` alone."""
 
 
 FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
@@ -90,8 +90,9 @@ def _together(values: BySeed, seeds: Sequence[int]) -> list[float]:
 
 def _by_block(
     values: BySeed, others: BySeed, seeds: Sequence[int], of: Callable[[Sequence[float]], float]
-) -> Interval | None:
-    difference = paired_difference(
-        {seed: of(values[seed]) for seed in seeds}, {seed: of(others[seed]) for seed in seeds}
-    )
-    return None if difference is None else difference.relative
+) -> Interval:
+    """Differences as a share of the baseline's mean: a mean of the blocks' own ratios would lean upwards."""
+    difference = t_interval([of(values[seed]) - of(others[seed]) for seed in seeds])
+    unit = fmean(of(others[seed]) for seed in seeds)
+    low, high = (None if bound is None else bound / unit for bound in (difference.low, difference.high))
+    return Interval(difference.mean / unit, low, high, difference.n)
