@@ -73,6 +73,10 @@ class Shadowing:
     def num_dropped(self) -> int:
         return self._shadow.num_dropped
 
+    def follow(self, live: str) -> None:
+        """The gateway serves under another policy from now on."""
+        self._shadow.follow(live)
+
     def start(self) -> None:
         self._thread.start()
 

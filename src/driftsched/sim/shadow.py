@@ -224,6 +224,10 @@ class Shadow:
         """Requests that were not simulated, because there was no time for it."""
         return self._num_missed + self._num_forgotten
 
+    def follow(self, live: str) -> None:
+        """The gateway serves under another policy from now on; a `PolicyChanged` that is heard says so as well."""
+        self._next_live = spec_text(*parse_spec(live))
+
     def close(self) -> None:
         """Listen to nothing any more, and let go of what was heard."""
         self._deaf = True
@@ -289,7 +293,7 @@ class Shadow:
             case Rejected():
                 self._rejected(event)
             case PolicyChanged():
-                self._next_live = spec_text(*parse_spec(event.after))
+                self.follow(event.after)
             case _:
                 return
         self._heard_at = max(self._heard_at, event.at)
