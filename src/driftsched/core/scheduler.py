@@ -132,6 +132,11 @@ class Scheduler:
         )
 
     @property
+    def num_waiting(self) -> int:
+        """Tickets in line."""
+        return self._backlog.num_waiting
+
+    @property
     def retry_after_seconds(self) -> float:
         """When it is worth trying again: once what waits is served, 1 to `MAX_RETRY_AFTER_SECONDS`."""
         return min(max(1.0, self.load.drain_seconds), MAX_RETRY_AFTER_SECONDS)

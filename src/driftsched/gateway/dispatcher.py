@@ -41,7 +41,7 @@ class Turn:
     ) -> None:
         """Made at admission, before anybody else is admitted. `prioritises`: the engine is told its urgency."""
         self.ticket = ticket
-        self.position = scheduler.load.num_waiting
+        self.position = scheduler.num_waiting
         self.eta = scheduler.eta_of(ticket.id, ticket.request.arrived_at)
         self.dispatched_at: float | None = None
         self.milestone = inf  # see `Scheduler.milestone`
