@@ -36,6 +36,7 @@ COMPOSITION = {
     "benching",
     "evaluating",
     "replaying",
+    "selftuning",
     "shadowing",
     "training",
     "demo",

@@ -66,6 +66,10 @@ def serve(
             help="Simulate this policy beside the one that serves, and export its times. May be repeated."
         ),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(help='Change the policy\'s options by a goal: "p50 while p99 <= 1.2 x fifo". Default: never.'),
+    ] = None,
     estimator: Annotated[
         str | None,
         typer.Option(help="How lengths are predicted: see `driftsched estimators`. Default: calibrated."),
@@ -121,6 +125,8 @@ def serve(
         changes["policy"] = PartSettings(*parse_spec(policy))
     if shadow:
         changes["shadow"] = shadow
+    if tune is not None:
+        changes["tuning"] = msgspec.structs.replace(settings.tuning, goal=tune)
     if estimator is not None:
         changes["estimator"] = PartSettings(estimator)
     if host is not None:

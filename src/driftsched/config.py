@@ -12,10 +12,11 @@ import yaml
 
 from driftsched.core.admission import Bounds
 from driftsched.core.errors import ConfigError
+from driftsched.core.goals import parse_goal
 from driftsched.core.model import Tenant, Tier
 from driftsched.core.protocols import EngineKind
 from driftsched.core.revision import MAX_RERANKS
-from driftsched.core.specs import parse_spec
+from driftsched.core.specs import parse_spec, spec_text
 
 T = TypeVar("T")
 
@@ -175,6 +176,21 @@ class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (told if told.is_absolute() else Path("~/.local/state").expanduser()) / rest
 
 
+class TuningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Self-tuning; off unless it has a goal."""
+
+    goal: str | None = None
+    """As `core.goals` has it."""
+    candidates: list[str] = []
+    """Policies that may serve, each as in `fair:slack=2`, the most careful first; if none, some of the policy."""
+    change_policy: bool = False
+    """Candidates may be of several policies."""
+    every_seconds: float = 300.0
+    """Between two windows that are judged."""
+    min_requests: int = 300
+    """A window of fewer is passed over."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything `driftsched serve` can be told."""
 
@@ -194,6 +210,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shadow: list[str] = []
     """Policies that are simulated beside the one that serves, each as in `slack:beta=2`."""
     admin: AdminSettings = AdminSettings()
+    tuning: TuningSettings = TuningSettings()
+
+    @property
+    def policy_text(self) -> str:
+        """What the policy is called: with its options if it may change while serving."""
+        return self.policy.name if self.tuning.goal is None else spec_text(self.policy.name, self.policy.options)
 
     @property
     def on_loopback(self) -> bool:
@@ -234,6 +256,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_journal(self.journal)
         _check_state(self.state)
         _check_shadow(self.shadow)
+        _check_tuning(self.tuning)
         if not (self.on_loopback or self.keyed or self.allow_anonymous):
             raise ConfigError(
                 f"host: {self.host} can be reached by others, but no tenant has a key. Give tenants keys_sha256, "
@@ -371,6 +394,23 @@ def _check_shadow(policies: list[str]) -> None:
             raise ConfigError(f"shadow[{number}]: {error}") from None
     if len(policies) > MAX_SHADOWS:
         raise ConfigError(f"shadow: at most {MAX_SHADOWS} policies, not {len(policies)}")
+
+
+def _check_tuning(tuning: TuningSettings) -> None:
+    try:
+        if tuning.goal is not None:
+            parse_goal(tuning.goal)
+    except ConfigError as error:
+        raise ConfigError(f"tuning.goal: {error}") from None
+    for number, text in enumerate(tuning.candidates):
+        try:
+            parse_spec(text)
+        except ConfigError as error:
+            raise ConfigError(f"tuning.candidates[{number}]: {error}") from None
+    if not 0 < tuning.every_seconds < inf:
+        raise ConfigError(f"tuning.every_seconds: must be a number greater than 0, not {tuning.every_seconds}")
+    if tuning.min_requests < 1:
+        raise ConfigError(f"tuning.min_requests: must be at least 1, not {tuning.min_requests}")
 
 
 def _check_tier(where: str, label: str) -> None:

@@ -12,18 +12,20 @@ import msgspec
 
 from driftsched.core.errors import ConfigError
 from driftsched.core.model import Tier
+from driftsched.core.specs import parse_spec
 from driftsched.engines.model import Mode
 from driftsched.engines.presets import HARDWARE, get_hardware
 from driftsched.estimators import ESTIMATORS, create_estimator
-from driftsched.policies import POLICIES, create_policy
+from driftsched.policies import POLICIES
 from driftsched.queues.memory import MemoryQueue
+from driftsched.shadowing import policy_of
 from driftsched.sim import replay
 from driftsched.sim.experiment import ORACLE, Parts
 from driftsched.sim.trace import Row, on_grid
 from driftsched.sim.writers import write_trace
 from driftsched.telemetry.journal import Entry, read_journal
 
-PARTS = Parts(create_policy, create_estimator, MemoryQueue)
+PARTS = Parts(policy_of, create_estimator, MemoryQueue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def run_replay(
     window = window or Window()
     chosen = select(read_journal(journal, since=window.since, until=window.until), window.max_requests)
     policies, estimators = policies or POLICIES.names(), estimators or [chosen.live[1]]
-    _check_known("policies", [*policies, chosen.live[0]], POLICIES.names())
+    policy_names = [parse_spec(policy)[0] for policy in (*policies, chosen.live[0])]
+    _check_known("policies", policy_names, POLICIES.names())
     _check_known("estimators", [*estimators, chosen.live[1]], [*ESTIMATORS.names(), ORACLE])
     made = replay.replay(
         chosen.past,

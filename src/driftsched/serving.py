@@ -34,6 +34,7 @@ from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
+from driftsched.selftuning import SelfTuning, make_tuning, tuned
 from driftsched.shadowing import Shadowing
 from driftsched.sim.shadow import Terms
 from driftsched.telemetry.journal import Journal
@@ -61,6 +62,7 @@ def build_gateway(
     state: StateKeeper | None = None,
     control: DispatchControl | None = None,
     shadow: Shadowing | None = None,
+    tuning: SelfTuning | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
@@ -78,7 +80,7 @@ def build_gateway(
         state.keep(f"token_counter {counter.name}", made_counter)
         state.keep(f"classifier {classifier.name}", made_classifier)
     decisions = make_decisions(settings, journal)
-    metrics = PrometheusListener(policy=policy.name, estimator=estimator.name, version=__version__)
+    metrics = PrometheusListener(policy=settings.policy_text, estimator=estimator.name, version=__version__)
     scheduler = Scheduler(
         policy=create_policy(policy.name, **policy.options),
         estimator=made_estimator,
@@ -94,7 +96,7 @@ def build_gateway(
             metrics,
             log_drift,
             log_policy,
-            *(part for part in (decisions, journal, shadow) if part),
+            *(part for part in (decisions, journal, shadow, tuning) if part),
             *listeners,
         ),
     )
@@ -124,7 +126,7 @@ def build_gateway(
         catalogue=catalogue,
         tenants=KeyedTenants(settings.key_digests()) if settings.keyed else OpenTenants(settings.known_tenants()),
         clock=clock,
-        policy_name=policy.name,
+        policy_name=settings.policy_text,
         metrics=metrics.export,
         max_body_bytes=settings.limits.max_body_bytes,
         max_queue_seconds=settings.limits.max_queue_seconds,
@@ -141,7 +143,7 @@ def open_journal(settings: Settings) -> Journal | None:
         return None
     return Journal(
         Path(journal.path),
-        policy=settings.policy.name,
+        policy=settings.policy_text,
         estimator=settings.estimator.name,
         max_rows=journal.max_rows,
         max_bytes=journal.max_bytes,
@@ -149,10 +151,10 @@ def open_journal(settings: Settings) -> Journal | None:
     )
 
 
-def open_shadow(settings: Settings, slots: Callable[[], int]) -> Shadowing | None:
+def open_shadow(settings: Settings, slots: Callable[[], int], tuning: SelfTuning | None = None) -> Shadowing | None:
     """The shadow that `settings` asks for; to be started and closed. Raises `ConfigError`.
 
-    `slots`: requests that may be in flight now.
+    `slots`: requests that may be in flight now. `tuning` is told what the shadow finds.
     """
     if not settings.shadow:
         return None
@@ -165,6 +167,7 @@ def open_shadow(settings: Settings, slots: Callable[[], int]) -> Shadowing | Non
             settings.limits.max_inflight_tokens or inf,
             settings.limits.reject_unattainable,
         ),
+        listeners=(tuning.hear,) if tuning else (),
     )
 
 
@@ -181,6 +184,8 @@ def open_state(settings: Settings) -> StateKeeper | None:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then let what was admitted finish. Raises `ConfigError`."""
     settings.check()
+    settings = tuned(settings)
+    settings.check()  # the policies that tuning compares are shadows as well, and may be too many
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 
@@ -199,7 +204,8 @@ async def _serve(settings: Settings) -> None:
     control = DispatchControl(members, pool, on_limit=use_limit, waits=lambda: queue.num_waiting > 0)
     catalogue = Catalogue(engines, on_slots=control.told)
     journal = None
-    shadow = open_shadow(settings, lambda: queue.max_inflight)
+    tuning = make_tuning(settings)
+    shadow = open_shadow(settings, lambda: queue.max_inflight, tuning)
     state = open_state(settings)
     try:
         journal = open_journal(settings)
@@ -212,10 +218,13 @@ async def _serve(settings: Settings) -> None:
             state=state,
             control=control,
             shadow=shadow,
+            tuning=tuning,
         )
         with closing(listen(settings.host, settings.port)) as listener:
             if state is not None:
                 state.start()
+            if tuning is not None and shadow is not None:
+                tuning.start(gateway, shadow)
             if shadow is not None:
                 shadow.start()
             await catalogue.start()
@@ -225,6 +234,8 @@ async def _serve(settings: Settings) -> None:
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
             await run_app(gateway, listener, "driftsched", drain_seconds=settings.limits.drain_seconds)
     finally:
+        if tuning is not None:
+            await tuning.close()
         await control.close()
         await catalogue.close()
         await pool.close()

@@ -17,6 +17,7 @@ from driftsched.engines.simulated import SimulatedEngine
 from driftsched.gateway.app import Gateway
 from driftsched.gateway.catalogue import Catalogue
 from driftsched.queues.memory import MemoryQueue
+from driftsched.selftuning import SelfTuning
 from driftsched.serving import build_gateway
 from driftsched.shadowing import Shadowing
 from driftsched.simulation import simulated_engine
@@ -87,6 +88,7 @@ async def live_gateway(
     catalogue: Catalogue | None = None,
     journal: Journal | None = None,
     shadow: Shadowing | None = None,
+    tuning: SelfTuning | None = None,
 ) -> AsyncIterator[House]:
     """A gateway in front of `engine`, which it closes and, unless there is a catalogue, asks for its models.
 
@@ -105,6 +107,7 @@ async def live_gateway(
         catalogue=catalogue,
         journal=journal,
         shadow=shadow,
+        tuning=tuning,
         listeners=[events.append],
     )
     try:
