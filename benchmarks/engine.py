@@ -2,10 +2,11 @@
 
     python benchmarks/engine.py [--repeats 5] [--json FILE]
 
-`OpenAIEngine` asks a server that answers at once, in a process of its own on another core; requests have 2 kB.
-Beside it aiohttp alone does the same and looks at nothing. A chunk's cost is what an answer of 32 chunks costs more
-than one of a single chunk, divided by 31: all written at once over 64 streams, or 20 ms apart over 256. The scanner
-that reads the events is timed by itself as well. Medians over the repeats, in which all take turns.
+`OpenAIEngine` asks a server that answers at once, in a process of its own on another core; requests have 2
+kB. Beside it the HTTP client that it uses and aiohttp, each alone, do the same and look at nothing. A chunk's
+cost is what an answer of 32 chunks costs more than one of a single chunk, divided by 31: all written at once
+over 64 streams, or 20 ms apart over 256. The scanner that reads the events is timed by itself as well.
+Medians over the repeats, in which all take turns.
 """
 
 import argparse
@@ -26,7 +27,8 @@ import aiohttp
 import uvloop
 
 from driftsched.core.model import Request, Tenant, Tier
-from driftsched.engines.openai import READ_BUFFER_BYTES, OpenAIEngine
+from driftsched.engines.http import READ_BUFFER_BYTES, HttpClient
+from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.payload import Payload
 from driftsched.engines.sse import EventScanner
 from driftsched.sim.conditions import capture_conditions, capture_environment, source_commit
@@ -108,6 +110,7 @@ async def measure(ports: list[int], repeats: int) -> dict[str, dict[str, float]]
     """Processor time per request, in microseconds, by who asks and case."""
     urls = {case: f"http://127.0.0.1:{port}" for case, port in zip(CASES, ports, strict=True)}
     engines = {case: OpenAIEngine(url) for case, url in urls.items()}
+    clients = {case: HttpClient(url, connect_seconds=5.0) for case, url in urls.items()}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, read_bufsize=READ_BUFFER_BYTES) as session:
 
@@ -115,19 +118,25 @@ async def measure(ports: list[int], repeats: int) -> dict[str, dict[str, float]]
             async for _ in engines[case].generate(REQUEST):
                 pass
 
+        async def ask_client(case: str) -> None:
+            response = await clients[case].request("POST", ENDPOINT, BODY)
+            while await response.read():
+                pass
+
         async def ask_aiohttp(case: str) -> None:
             async with session.post(urls[case] + ENDPOINT, data=BODY) as response:
                 while await response.content.readany():
                     pass
 
-        askers = {"engine": ask_engine, "aiohttp": ask_aiohttp}
+        askers = {"engine": ask_engine, "client": ask_client, "aiohttp": ask_aiohttp}
         times: dict[str, dict[str, list[float]]] = {name: {case: [] for case in CASES} for name in askers}
         for _ in range(repeats):
             for case, (_, _, num_streams, num_requests) in CASES.items():
                 for name, ask in askers.items():
                     times[name][case].append(await _microseconds(partial(ask, case), num_streams, num_requests))
-    for engine in engines.values():
-        await engine.close()
+    for case in CASES:
+        await engines[case].close()
+        await clients[case].close()
     return {name: {case: median(values) for case, values in cases.items()} for name, cases in times.items()}
 
 

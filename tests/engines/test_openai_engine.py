@@ -21,6 +21,7 @@ from support.faulty_upstream import (
     DONE,
     EVENTS,
     Behaviour,
+    Exchange,
     FaultyUpstream,
     answer,
     content_event,
@@ -79,6 +80,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def compressed(code: int) -> Behaviour:
+    """An answer in a coding that was not asked for."""
+
+    async def behave(exchange: Exchange) -> None:
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        await exchange.head(code, headers | {"Content-Length": str(len(DOCUMENT))})
+        await exchange.send(DOCUMENT)
+
+    return behave
 
 
 async def test_a_streamed_answer_arrives_byte_for_byte() -> None:
@@ -266,6 +278,7 @@ async def test_an_answer_that_has_begun_is_not_retried() -> None:
     [
         (garbage(), "garbage"),
         (html(), "garbage"),
+        (compressed(200), "garbage"),
         (answer(b"{", content_type="application/json"), "garbage"),
         (answer(b'{"status":"ok"}'), "garbage"),
         (answer(b"[]"), "garbage"),
@@ -313,6 +326,12 @@ async def test_an_engine_that_never_ends_the_body_has_answered_with_done() -> No
     async with serving(stream(end_body=False)) as (engine, upstream):
         assert b"".join(EVENTS) == joined(await collect(engine))
         await upstream.requests[0].client_gone.wait()
+
+
+async def test_a_refusal_that_cannot_be_read_is_told_by_its_status() -> None:
+    async with serving(compressed(429)) as (engine, _):
+        _, error = await failure(engine)
+    assert (429, "engine_busy", None) == (error.status, error.kind, error.body)
 
 
 async def test_an_error_event_is_raised_after_the_chunks_before_it() -> None:
@@ -603,6 +622,8 @@ def test_the_url_may_end_with_v1_or_a_slash(url: str) -> None:
         "http://u:p@h",
         "http://h/?a=1",
         "http://h/#x",
+        "http://h/a b",
+        "http://a..b",
     ],
 )
 def test_a_bad_url_is_a_config_error(url: str) -> None:

@@ -1,15 +1,12 @@
 """Any OpenAI-compatible server over HTTP: vLLM, SGLang, llama-server, Ollama and the like."""
 
 import asyncio
-import io
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from math import inf
-from types import SimpleNamespace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from driftsched.core.errors import ConfigError, EngineError
@@ -17,6 +14,8 @@ from driftsched.core.limit import Vitals
 from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, EngineKind, Saturation
 from driftsched.engines.failures import refusal
+from driftsched.engines.http import ConnectError, HttpClient, HttpResponse
+from driftsched.engines.http_answer import HttpError, NotHttpError
 from driftsched.engines.kinds import Discovery, engine_priority, recognise
 from driftsched.engines.payload import Payload
 from driftsched.engines.sse import EventScanner
@@ -28,12 +27,9 @@ MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 """Largest error document read; of a longer one only the status counts."""
 
-READ_BUFFER_BYTES = 256 * 1024
-KEEPALIVE_SECONDS = 4.0  # llama-server and uvicorn (vLLM, SGLang) close a connection after 5 s of silence: be first
 UNHEALTHY_SECONDS = 1.0
 END_OF_BODY_SECONDS = 0.5  # how long an engine that has said [DONE] may take to end the body
 PROBE_SECONDS = 3.0
-LARGE_BODY_BYTES = 1024 * 1024  # from here on aiohttp wants a body as a file, which it sends piece by piece
 
 # Not for the engine: the client's credentials, what belongs to one connection, and X-Conversation-Id, which makes
 # llama-server go on generating after the connection is closed.
@@ -42,6 +38,13 @@ _STRIPPED_HEADERS = frozenset(
     | {"host", "content-type", "content-length", "content-encoding", "accept-encoding", "connection", "keep-alive"}
     | {"te", "trailer", "transfer-encoding", "upgrade", "expect"}
 )
+
+_FIXED_HEADERS = {
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",  # what is read is relayed as it is
+    "Content-Type": "application/json",
+    "User-Agent": "driftsched",
+}
 
 
 class OpenAIEngine:
@@ -78,19 +81,21 @@ class OpenAIEngine:
         self._connect_seconds = _positive("connect_timeout_seconds", connect_timeout_seconds)
         self._first_byte_seconds = _positive("first_byte_timeout_seconds", first_byte_timeout_seconds)
         self._idle_seconds = _positive("idle_timeout_seconds", idle_timeout_seconds)
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers = dict(_FIXED_HEADERS)
         if api_key is not None:
             if not api_key.isprintable() or not api_key.isascii() or " " in api_key:
                 raise ConfigError(
                     "api_key holds a space, a line break or another character that no header can carry"
                 )
-            self._headers["Authorization"] = f"Bearer {api_key}"
+            headers["Authorization"] = f"Bearer {api_key}"
+        try:
+            self._client = HttpClient(
+                self._root, connect_seconds=self._connect_seconds, headers=tuple(headers.items())
+            )
+        except ValueError as error:
+            raise ConfigError(f"url {url!r}: {error}") from error
         self._inflight = 0
         self._unreachable_at: float | None = None
-        # Made on first use, because a session belongs to the loop it was made in. The second one never reuses a
-        # connection: it is where a request goes whose pooled connection turned out to be closed.
-        self._pooled: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
 
     @property
     def name(self) -> str:
@@ -178,90 +183,47 @@ class OpenAIEngine:
             if vitals is None and self._kind == "llama.cpp":
                 status, document = await self._get("/slots", MAX_METRICS_BYTES)
                 vitals = read_slots(_decoded(document)) if status == 200 else None
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             why = str(error) or "no answer in time"
             raise EngineError(503, "engine_unreachable", f"cannot ask {self._root}/metrics: {why}") from error
         return vitals
 
     async def close(self) -> None:
         """Close all connections; answers still under way break off."""
-        for session in (self._pooled, self._fresh):
-            if session is not None:
-                await session.close()
+        await self._client.close()
 
     async def _send(self, payload: Payload, body: bytes) -> "tuple[_Answer, bytes]":
         """The opened answer, whose status is 200, and its first block."""
-        headers = self._headers
-        if payload.headers:
-            passed = {name: value for name, value in payload.headers if name.lower() not in _STRIPPED_HEADERS}
-            headers = passed | headers
+        passed = [(name, value) for name, value in payload.headers if name.lower() not in _STRIPPED_HEADERS]
         try:
             async with asyncio.timeout(self._first_byte_seconds):
-                answer = _Answer(await self._post(self._root + payload.endpoint, headers, body), self._idle_seconds)
+                response = await self._client.request("POST", payload.endpoint, body, passed)
+                self._unreachable_at = None
+                answer = _Answer(response, self._idle_seconds)
                 try:
                     return answer, await answer.first_block()
                 except BaseException:
                     answer.close()
                     raise
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise self._unanswered(error) from error
 
-    def _unanswered(self, error: Exception) -> EngineError:
+    def _unanswered(self, error: OSError) -> EngineError:
         """What it means that no answer began."""
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        if isinstance(error, ConnectError):
             self._unreachable_at = asyncio.get_running_loop().time()
             return EngineError(503, "engine_unreachable", f"cannot connect to the engine {self._name}: {error}")
-        if isinstance(error, TimeoutError):
-            waited = f"{self._first_byte_seconds:g} s"
-            return EngineError(504, "engine_timeout", f"the engine {self._name} sent nothing in {waited}")
-        if isinstance(error, aiohttp.ClientResponseError):
-            return EngineError(502, "garbage", f"the engine {self._name} does not speak HTTP: {error.message}")
-        return EngineError(502, "broken_stream", f"the engine {self._name} closed the connection: {error}")
-
-    async def _post(self, url: str, headers: dict[str, str], body: bytes) -> aiohttp.ClientResponse:
-        """POST on a pooled connection; once more on a fresh one if the pooled one was closed before any answer."""
-        if self._pooled is None:
-            self._pooled = self._session(force_close=False)
-        attempt = _Attempt()
-        try:
-            response = await self._pooled.post(
-                url, data=_sendable(body), headers=headers, allow_redirects=False, trace_request_ctx=attempt
-            )
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not attempt.reused_connection:
-                raise
-            response = await self._unpooled().post(
-                url, data=_sendable(body), headers=headers, allow_redirects=False
-            )
-        self._unreachable_at = None
-        return response
-
-    def _unpooled(self) -> aiohttp.ClientSession:
-        if self._fresh is None:
-            self._fresh = self._session(force_close=True)
-        return self._fresh
-
-    def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
-        # No limit on connections: the scheduler's slots are the limit.
-        connector = (
-            aiohttp.TCPConnector(limit=0, force_close=True)
-            if force_close
-            else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
-        )
-        tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_note_reuse)
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_seconds),
-            read_bufsize=READ_BUFFER_BYTES,
-            trace_configs=None if force_close else [tracing],
-        )
+        if isinstance(error, NotHttpError):
+            return EngineError(502, "garbage", f"the engine {self._name} does not speak HTTP: {error}")
+        if isinstance(error, HttpError):
+            return EngineError(502, "broken_stream", f"the engine {self._name} broke off: {error}")
+        waited = f"{self._first_byte_seconds:g} s"
+        return EngineError(504, "engine_timeout", f"the engine {self._name} sent nothing in {waited}")
 
     async def _models(self) -> list[dict[str, Any]]:
         try:
             status, document = await self._get("/v1/models")
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise EngineError(
                 503, "engine_unreachable", f"cannot ask {self._root}/v1/models: {str(error) or 'no answer in time'}"
             ) from error
@@ -275,35 +237,18 @@ class OpenAIEngine:
     async def _probe(self, path: str) -> dict[str, Any]:
         try:
             status, document = await self._get(path)
-        except (aiohttp.ClientError, OSError, EngineError):
+        except (OSError, EngineError):
             return {}
         return _object(document) if status == 200 else {}
 
     async def _get(self, path: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> tuple[int, bytes]:
-        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
-        response = await self._unpooled().get(
-            self._root + path, headers=self._headers, timeout=timeout, allow_redirects=False
-        )
-        answer = _Answer(response, PROBE_SECONDS)
-        try:
-            return response.status, await answer.rest(b"", max_bytes)
-        finally:
-            answer.close()
-
-
-class _Attempt:
-    """One try at a request: filled in by the session's tracing."""
-
-    __slots__ = ("reused_connection",)
-
-    def __init__(self) -> None:
-        self.reused_connection = False
-
-
-async def _note_reuse(
-    _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceConnectionReuseconnParams
-) -> None:
-    context.trace_request_ctx.reused_connection = True
+        async with asyncio.timeout(PROBE_SECONDS):
+            response = await self._client.request("GET", path)
+            answer = _Answer(response, PROBE_SECONDS)
+            try:
+                return response.status, await answer.rest(b"", max_bytes)
+            finally:
+                answer.close()
 
 
 class _Answer:
@@ -312,7 +257,7 @@ class _Answer:
     One timer per answer watches for silence: a timeout around every read costs more than reading a chunk.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, idle_seconds: float) -> None:
+    def __init__(self, response: HttpResponse, idle_seconds: float) -> None:
         self._response = response
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
@@ -322,24 +267,27 @@ class _Answer:
 
     @property
     def is_event_stream(self) -> bool:
-        return self._response.headers.get("Content-Type", "").lower().startswith("text/event-stream")
+        return self._response.headers.get("content-type", "").lower().startswith("text/event-stream")
 
     async def first_block(self) -> bytes:
         """As `read`, for as long as the caller is willing to wait. Raises the refusal if the status is not 200."""
+        is_plain = self._response.headers.get("content-encoding", "identity").lower() == "identity"
         if self._response.status == 200:
-            return await self._response.content.readany()
+            if not is_plain:
+                raise EngineError(502, "garbage", "the engine compresses its answer, which was not asked for")
+            return await self._response.read()
         try:
-            document = await self.rest(b"", MAX_ERROR_BYTES)
+            document = await self.rest(b"", MAX_ERROR_BYTES) if is_plain else b""
         except EngineError:  # too long, or it broke off: the status says enough
             document = b""
-        raise refusal(self._response.status, document, retry_after=self._response.headers.get("Retry-After"))
+        raise refusal(self._response.status, document, retry_after=self._response.headers.get("retry-after"))
 
     async def read(self) -> bytes:
         """All that has arrived, or the next that does; empty at the end."""
         self._waiting_since = self._loop.time()
         try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
+            return await self._response.read()
+        except OSError as error:
             if self._fell_silent:
                 silence = f"{self._idle_seconds:g} s"
                 raise EngineError(504, "engine_timeout", f"the engine fell silent for {silence}") from error
@@ -360,11 +308,10 @@ class _Answer:
 
     async def end(self) -> None:
         """Wait a moment for the end of the body, so that the connection can serve the next request."""
-        content = self._response.content
-        if not content.at_eof():
-            with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        if not self._response.ended:
+            with suppress(OSError):
                 async with asyncio.timeout(END_OF_BODY_SECONDS):
-                    await content.readany()
+                    await self._response.read()
 
     def close(self) -> None:
         """Close the connection at once, unless the body has ended and it is back in the pool."""
@@ -417,10 +364,6 @@ def _positive(name: str, value: float) -> float:
     if not value > 0:
         raise ConfigError(f"{name} is {value}: it must be greater than 0")
     return value
-
-
-def _sendable(body: bytes) -> bytes | io.BytesIO:
-    return body if len(body) < LARGE_BODY_BYTES else io.BytesIO(body)
 
 
 def _object(document: bytes) -> dict[str, Any]:
