@@ -77,6 +77,16 @@ def test_an_idle_engine_does_not_tell_its_pace() -> None:
     assert 0.0 == promises.tokens_per_second
 
 
+def test_the_pace_is_that_of_times_in_which_somebody_waited() -> None:
+    promises = promises_at_pace()
+    known = promises.tokens_per_second
+    promises.leave("second")
+    for second in range(1, 100):
+        promises.ended(1.0, 1, float(second))
+    promises.enter("third", Promise(inf), 100.0)
+    assert known == promises.tokens_per_second
+
+
 def test_the_latest_that_is_free_is_booked_and_the_next_goes_before_it() -> None:
     promises = promises_at_pace()
     last = 16.0 - GUARD * STRETCH - STRETCH  # that of the last stretch, at whose end the wait is not yet over
@@ -141,6 +151,17 @@ def test_what_was_booked_before_the_pace_was_known_is_taken_from_what_is_free_be
     for n in range(30):
         promises.leave(str(n))
     assert made(promises, Tier.PREMIUM, 40.0, 10.5) is not None
+
+
+def test_what_does_not_even_fit_before_it_is_late_at_once() -> None:
+    promises = Promises(WAITS, keeps=True)
+    promises.enter("first", Promise(inf), 0.0)
+    for n in range(30):
+        made(promises, Tier.PREMIUM, 40.0, name=str(n))
+    for second in (1.0, 2.0):
+        promises.ended(PACE, 1, second)
+    assert made(promises, Tier.PREMIUM, 40.0, 2.5) is None
+    assert made(promises, Tier.STANDARD, 40.0, 2.5) is not None
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)

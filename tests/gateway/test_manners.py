@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from openai import AsyncOpenAI, RateLimitError
 
-from driftsched.config import LimitSettings, Settings, TenantSettings, hash_key
+from driftsched.config import LimitSettings, MaxWaitSettings, Settings, TenantSettings, hash_key
 from driftsched.core.events import Admitted, Dispatched, Evicted, Finished, Rejected
 from driftsched.core.model import Request, Tenant, Tier
 from driftsched.engines.simulated import SimulatedEngine
@@ -213,6 +213,24 @@ async def test_the_target_that_a_client_names_reaches_the_policy(
     ):
         assert 200 == response.status
         assert [target] == [event.ticket.request.target_seconds for event in house.of(Admitted)]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_maximum_wait_that_cannot_be_kept_is_not_promised(wanted: bool) -> None:
+    engine = simulated(slots=1)
+    waits = MaxWaitSettings(premium=0.001, standard=0.001, batch=0.001)
+    settings = Settings(limits=LimitSettings(reject_unattainable=wanted, max_wait_seconds=waits))
+    async with live_gateway(engine, slots=1, settings=settings) as house, aiohttp.ClientSession(house.url) as line:
+        first = [asyncio.create_task(status_of(line)) for _ in range(10)]
+        assert [200] * 10 == await asyncio.gather(*first)  # how fast the engine is when somebody waits
+        engine.hold()
+        calls = [asyncio.create_task(status_of(line)) for _ in range(10)]
+        await until(lambda: len(house.of(Admitted, Rejected)) == 20)
+        engine.resume()
+        statuses = await asyncio.gather(*calls)
+        assert ({200, 429} if wanted else {200}) == set(statuses)
+        assert ({"max_wait_unattainable"} if wanted else set()) == {event.reason for event in house.of(Rejected)}
+        await house.settled()
 
 
 @pytest.mark.parametrize(("wanted", "reason"), [(True, "deadline_unattainable"), (False, "queue_timeout")])
