@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "gateway": {"core", "engines", "gateway"},
     "bench": {"core", "sim", "bench"},
     "local": {"core", "local"},
-    "config": {"core"},
+    "config": {"core", "keys"},
+    "keys": {"core"},
 }
 """Rooms, and modules that count as one, by what of the package they may import."""
 
@@ -44,6 +45,7 @@ COMPOSITION = {
     "cli_sim",
     "cli_bench",
     "cli_evaluate",
+    "cli_keys",
     "cli_replay",
     "cli_train",
 }

@@ -9,6 +9,7 @@ import typer
 
 from driftsched.cli_bench import bench
 from driftsched.cli_evaluate import evaluate
+from driftsched.cli_keys import keys_app
 from driftsched.cli_replay import replay
 from driftsched.cli_sim import EngineMode, compare, reproduce, simulate, trace_app
 from driftsched.cli_train import train
@@ -253,17 +254,18 @@ def estimators() -> None:
 @app.command(name="hash-key")
 def hash_key() -> None:
     """Read an API key from standard input and print what stands for it in the configuration (`keys_sha256`)."""
-    from driftsched import config
+    from driftsched import keys
 
     key = sys.stdin.readline().strip()
     if not key:
         raise ConfigError("hash-key: no key on standard input")
-    typer.echo(config.hash_key(key))
+    typer.echo(keys.hash_key(key))
 
 
 for command in (simulate, reproduce, compare, bench, replay, evaluate, train):
     app.command()(command)
 app.add_typer(trace_app, name="trace")
+app.add_typer(keys_app, name="keys")
 
 
 def _list_parts(registry: "Registry[Any]", default: str) -> None:

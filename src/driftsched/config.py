@@ -1,7 +1,6 @@
 """Settings: YAML into frozen structs. What is unknown or wrong is refused, with the path of the field."""
 
 import os
-from hashlib import sha256
 from ipaddress import ip_address
 from math import inf, isfinite
 from pathlib import Path
@@ -17,6 +16,8 @@ from driftsched.core.model import Tenant, Tier
 from driftsched.core.protocols import EngineKind
 from driftsched.core.revision import MAX_RERANKS
 from driftsched.core.specs import parse_spec, spec_text
+from driftsched.keys import hash_key as hash_key
+from driftsched.keys import read_keys
 
 T = TypeVar("T")
 
@@ -67,6 +68,12 @@ class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of the engines relative to other tenants."""
     keys_sha256: list[str] = []
     """SHA-256 of each of its API keys, in hex. Keys themselves are never written down."""
+    trusted_keys_sha256: list[str] = []
+    """The same of keys that may speak for others: those of gateways in front of this one."""
+
+    @property
+    def digests(self) -> list[str]:
+        return [*self.keys_sha256, *self.trusted_keys_sha256]
 
 
 class MaxWaitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -202,6 +209,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_counter: PartSettings = PartSettings("bytes")
     classifier: PartSettings = PartSettings("rules")
     tenants: list[TenantSettings] = []
+    keys_file: str | None = None
+    """File of the keys that `driftsched keys` made, beside the configuration; with it every call needs a key."""
     allow_anonymous: bool = False
     """Serve callers without a key although others than this machine can connect."""
     limits: LimitSettings = LimitSettings()
@@ -230,14 +239,18 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def keyed(self) -> bool:
         """Calls must carry an API key."""
-        return any(tenant.keys_sha256 for tenant in self.tenants)
+        return self.keys_file is not None or any(tenant.digests for tenant in self.tenants)
+
+    def keys_path(self, config: Path) -> Path | None:
+        """Where `keys_file` is, for settings that were read from `config`."""
+        return None if self.keys_file is None else config.parent / Path(self.keys_file).expanduser()
 
     def known_tenants(self) -> list[Tenant]:
         return [_tenant(settings) for settings in self.tenants]
 
     def key_digests(self) -> list[tuple[str, Tenant]]:
         """(SHA-256 in hex, tenant) of every key."""
-        return [(digest, _tenant(settings)) for settings in self.tenants for digest in settings.keys_sha256]
+        return [(digest, _tenant(settings)) for settings in self.tenants for digest in settings.digests]
 
     def max_wait_by_tier(self) -> dict[Tier, float]:
         return {tier: getattr(self.limits.max_wait_seconds, tier.label) for tier in Tier}
@@ -265,7 +278,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_settings(path: Path) -> Settings:
-    """The settings of a YAML file, not yet checked. Raises `ConfigError` naming file and field."""
+    """The settings of a YAML file and its keys file, not yet checked. Raises `ConfigError` naming the field."""
+    settings = read_settings(path)
+    keys_path = settings.keys_path(path)
+    return _with_keys(settings, keys_path) if keys_path else settings
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings of a YAML file alone, not yet checked. Raises `ConfigError` naming file and field."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -275,9 +295,23 @@ def load_settings(path: Path) -> Settings:
     return _convert(document or {}, Settings, str(path))
 
 
-def hash_key(key: str) -> str:
-    """What stands in the configuration for an API key."""
-    return sha256(key.encode()).hexdigest()
+def _with_keys(settings: Settings, path: Path) -> Settings:
+    """The keys of a keys file, given to the tenants that they belong to. Raises `ConfigError`."""
+    plain: dict[str, list[str]] = {tenant.id: [] for tenant in settings.tenants}
+    trusted: dict[str, list[str]] = {tenant.id: [] for tenant in settings.tenants}
+    for number, key in enumerate(read_keys(path)):
+        if key.tenant not in plain:
+            raise ConfigError(f"{path}: keys[{number}].tenant: the configuration has no tenant {key.tenant!r}")
+        (trusted if key.trusted else plain)[key.tenant].append(key.sha256)
+    tenants = [
+        msgspec.structs.replace(
+            tenant,
+            keys_sha256=[*tenant.keys_sha256, *plain[tenant.id]],
+            trusted_keys_sha256=[*tenant.trusted_keys_sha256, *trusted[tenant.id]],
+        )
+        for tenant in settings.tenants
+    ]
+    return msgspec.structs.replace(settings, tenants=tenants)
 
 
 def _convert(document: object, kind: type[T], where: str) -> T:
@@ -316,16 +350,16 @@ def _check_tenants(tenants: list[TenantSettings]) -> None:
         if not (isfinite(tenant.weight) and tenant.weight > 0):
             raise ConfigError(f"{where}.weight: must be greater than 0, not {tenant.weight}")
         _check_tier(f"{where}.tier", tenant.tier)
-        for digest in tenant.keys_sha256:
+        for digest in tenant.digests:
             _check_digest(f"{where}.keys_sha256", digest)
             if digest in seen_keys:
-                raise ConfigError(f"{where}.keys_sha256: two tenants have the same key")
+                raise ConfigError(f"{where}.keys_sha256: the same key is there twice, or of two tenants")
             seen_keys.add(digest)
         seen_ids.add(tenant.id)
 
 
 def _check_admin(admin: AdminSettings, tenants: list[TenantSettings]) -> None:
-    of_tenants = {digest for tenant in tenants for digest in tenant.keys_sha256}
+    of_tenants = {digest for tenant in tenants for digest in tenant.digests}
     for digest in admin.keys_sha256:
         _check_digest("admin.keys_sha256", digest)
         if digest in of_tenants:
