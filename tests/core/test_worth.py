@@ -37,7 +37,7 @@ def by_pairs(pairs: list[tuple[float, int]]) -> float:
     compared = [(a[0] - b[0], a[1] - b[1]) for n, a in enumerate(pairs) for b in pairs[:n]]
     surplus = sum((x > 0) - (x < 0) if y > 0 else (x < 0) - (x > 0) for x, y in compared if y)
     differ = [sum(pair[place] != 0 for pair in compared) for place in (0, 1)]
-    return surplus / sqrt(differ[0] * differ[1])
+    return float(surplus / sqrt(differ[0] * differ[1]))
 
 
 @pytest.mark.parametrize("seed", range(8))
