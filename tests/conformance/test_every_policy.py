@@ -34,6 +34,7 @@ LOADS = st.builds(
     waiting_tokens=st.floats(0, 1e12),
     tokens_per_second=st.floats(0, 1e6),
     long_tokens=st.floats(0, 1e7),
+    middle_tokens=st.floats(0, 1e7),
     usual_drain_seconds=st.floats(0, 600),
     waiting_by_band_and_tier=st.dictionaries(
         st.tuples(st.integers(0, 1), st.sampled_from(Tier)), st.floats(0, 1e12), max_size=6

@@ -548,7 +548,7 @@ def test_the_load_is_what_waits_and_flies_and_how_fast_it_ends() -> None:
     dispatched(scheduler, 0.0)
     load = scheduler.load
     assert load.long_tokens > 40
-    load = replace(load, long_tokens=0.0)
+    load = replace(load, long_tokens=0.0, middle_tokens=0.0)
     assert Load(num_waiting=2, num_inflight=1, waiting_tokens=550.0, tokens_per_second=0.0) == load
     assert 0.0 == scheduler.load.drain_seconds
     step(scheduler.finish("0", Usage(10, 40), "stop", 1.0))
@@ -669,7 +669,7 @@ def test_an_engine_that_states_an_absurd_length_loses_no_slot() -> None:
     assert step(scheduler.finish("a", Usage(10, 10**400), "stop", 1.0))
     assert isinstance(events[-1], Finished)
     assert ticket.charge == events[-1].charge
-    assert Load(0, 0, 0.0, 0.0) == replace(scheduler.load, long_tokens=0.0)
+    assert Load(0, 0, 0.0, 0.0) == replace(scheduler.load, long_tokens=0.0, middle_tokens=0.0)
 
 
 def test_an_estimator_that_cannot_learn_keeps_no_end_from_being_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,17 +6,26 @@ from driftsched.core.usual import MAX_DRAIN_SECONDS, MEMORY, Usual
 
 
 def test_nothing_is_usual_before_the_first_admission() -> None:
-    assert (0.0, 0.0) == (Usual().long_tokens, Usual().drain_seconds)
+    assert (0.0, 0.0, 0.0) == (Usual().middle_tokens, Usual().long_tokens, Usual().drain_seconds)
 
 
-def test_nine_of_ten_lengths_stay_below_a_long_one() -> None:
+def test_half_of_the_lengths_stay_below_the_middle_and_nine_of_ten_below_a_long_one() -> None:
     usual, random = Usual(), Random(1)
-    lengths = [random.lognormvariate(5, 1) for _ in range(4000)]
-    below = 0
-    for number, length in enumerate(lengths):
+    shorter = below = 0
+    for number in range(4000):
+        length = random.lognormvariate(5, 1)
+        shorter += number >= 2000 and length <= usual.middle_tokens
         below += number >= 2000 and length <= usual.long_tokens
         usual.observe(length, None)
+    assert pytest.approx(0.5, abs=0.02) == shorter / 2000
     assert pytest.approx(0.9, abs=0.02) == below / 2000
+
+
+def test_where_all_lengths_are_alike_the_middle_stays_by_them() -> None:
+    usual = Usual()
+    for number in range(1000):
+        usual.observe(100.0, None)
+        assert number < 100 or pytest.approx(100.0, rel=0.02) == usual.middle_tokens
 
 
 def test_a_long_length_follows_when_all_answers_become_four_times_as_long() -> None:

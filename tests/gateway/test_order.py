@@ -175,7 +175,10 @@ def expected_price(ticket: Ticket) -> float:
     return price(ticket, Usage(ticket.request.prompt_tokens, round(ticket.estimate.completion_tokens)))
 
 
-LIVE_AND_SIMULATED = [(policy, 1) for policy in (*DEFINITIONS, "fair")] + [(policy, 3) for policy in DEFINITIONS]
+BY_PREDICTION = ("slack", "boost", "gittins", "vtc", "lag", "fair", "composite")
+LIVE_AND_SIMULATED = [(policy, 1) for policy in (*DEFINITIONS, *BY_PREDICTION)] + [
+    (policy, 3) for policy in DEFINITIONS
+]
 # Fair with several slots depends on which of two answers ends first: on the wall clock that is no repeatable fact.
 
 

@@ -1,5 +1,6 @@
 """Each policy against its definition."""
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ BUSY = Load(
     waiting_tokens=2000.0,
     tokens_per_second=100.0,
     long_tokens=400.0,
+    middle_tokens=150.0,
     usual_drain_seconds=20.0,
 )
 """200 tokens each; drains in 20 s, as usual."""
@@ -258,6 +260,30 @@ def test_fair_divides_tokens_by_weight(heavy: float, light: float) -> None:
     assert pytest.approx(heavy / light, rel=0.02) == tokens["a"] / tokens["b"]
 
 
+@pytest.mark.parametrize("policy", ["vtc", "fair"])
+def test_shares_of_a_long_backlog_are_within_3_percent_of_tiers_and_weights(policy: str) -> None:
+    """Three tiers, and a tenant of twice the weight beside one of its tier, predicted without regard to length."""
+    tenants = [Tenant("p", Tier.PREMIUM), Tenant("s", Tier.STANDARD), Tenant("b", Tier.BATCH)]
+    tenants.append(Tenant("s2", Tier.STANDARD, weight=2.0))
+    shares = {"p": 50, "s": 30, "b": 20, "s2": 60}
+    scheduler = scheduler_of(policy, slots=4)
+    lengths = random.Random(7)
+    for n in range(1500):
+        for tenant in tenants:
+            step(scheduler.submit(request_at(0.0, f"{tenant.id}-{n}", tenant=tenant, tier=tenant.tier), 0.0))
+    tokens: Counter[str] = Counter()
+    inflight: list[Ticket] = []
+    for _ in range(2000):
+        while ticket := step(scheduler.dispatch(0.0)):
+            inflight.append(ticket)
+        done = inflight.pop(lengths.randrange(len(inflight)))
+        usage = Usage(10, lengths.randint(1, 400))
+        tokens[done.request.tenant.id] += usage.prompt_tokens + 2 * usage.completion_tokens
+        assert step(scheduler.finish(done.id, usage, "stop", 0.0))
+    for name, share in shares.items():
+        assert pytest.approx(share / 160, rel=0.03) == tokens[name] / tokens.total()
+
+
 @pytest.mark.parametrize(("flooding", "light"), [("a", "b"), ("b", "a")])
 def test_a_flooding_tenant_delays_a_light_one_by_one_request_at_most(flooding: str, light: str) -> None:
     scheduler = scheduler_of("fair")
@@ -342,9 +368,24 @@ def test_slack_lets_nobody_be_overtaken_by_what_arrives_after_beta_times_the_usu
     assert 5.0 <= rank <= 5.0 + beta * BUSY.usual_drain_seconds
 
 
-def test_slack_lets_short_requests_overtake_long_ones_that_came_shortly_before() -> None:
-    ranks = [Slack(beta=2.0).rank(request_at(0.0), estimate_of(tokens), BUSY) for tokens in (0, 100, 400, 4000)]
-    assert [0.0, 10.0, 40.0, 40.0] == ranks
+def test_slack_lets_the_shorter_half_overtake_the_longer_half_that_came_shortly_before() -> None:
+    slack = Slack(beta=2.0)
+    ranks = [slack.rank(request_at(0.0), estimate_of(tokens), BUSY) for tokens in (0, 75, 150, 300, 4000)]
+    assert pytest.approx([0.0, 40 / 257, 20.0, 40 * 256 / 257, 40.0], abs=1e-9) == ranks  # 2 to the 8th is 256
+
+
+@settings(max_examples=100, derandomize=True)
+@given(shorter=st.floats(0, 1e6), longer=st.floats(0, 1e6), middle=st.floats(0, 1e7))
+def test_slack_never_lets_the_longer_of_two_overtake(shorter: float, longer: float, middle: float) -> None:
+    shorter, longer = sorted((shorter, longer))
+    load = replace(BUSY, middle_tokens=middle)
+    slack, request = Slack(), request_at(5.0)
+    assert slack.rank(request, estimate_of(shorter), load) <= slack.rank(request, estimate_of(longer), load)
+
+
+def test_slack_hardly_tells_apart_lengths_that_hardly_differ() -> None:
+    ranks = [Slack().rank(request_at(0.0), estimate_of(tokens), BUSY) for tokens in (148, 152)]
+    assert ranks[1] - ranks[0] < 0.06 * 3 * BUSY.usual_drain_seconds
 
 
 def test_slack_is_order_of_arrival_until_lengths_and_speed_are_known() -> None:

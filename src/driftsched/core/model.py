@@ -228,6 +228,8 @@ class Load:
     """Completion tokens the pool has lately produced per second while busy; 0 until something finished."""
     long_tokens: float = 0.0
     """Completion tokens that nine in ten predictions of late stay below; 0 until something was admitted."""
+    middle_tokens: float = 0.0
+    """Completion tokens that half of the predictions of late stay below; 0 until something was admitted."""
     usual_drain_seconds: float = 0.0
     """Mean `drain_seconds` that the requests admitted lately found; 0 until something finished."""
     waiting_by_band_and_tier: Mapping[tuple[int, Tier], float] = field(default_factory=lambda: UNDIVIDED)

@@ -127,6 +127,7 @@ class Scheduler:
             waiting_tokens=self._backlog.waiting_tokens,
             tokens_per_second=self._throughput.tokens_per_second,
             long_tokens=self._usual.long_tokens,
+            middle_tokens=self._usual.middle_tokens,
             usual_drain_seconds=self._usual.drain_seconds,
             waiting_by_band_and_tier=self._backlog.tokens_by_band_and_tier() if self._triage else UNDIVIDED,
         )

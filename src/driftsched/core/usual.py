@@ -4,6 +4,8 @@ from math import exp, log
 
 MEMORY = 1000
 """Admissions that are averaged over."""
+MIDDLE = 0.5
+"""Share of the requests that are shorter than one of the middle length."""
 LONG = 0.9
 """Share of the requests that are shorter than a long one."""
 QUANTILE_STEP = 0.03
@@ -13,14 +15,20 @@ MAX_DRAIN_SECONDS = 600.0
 
 
 class Usual:
-    """Two figures for policies, each O(1) to keep. Fed in order of admission; knows no clock."""
+    """Three figures for policies, each O(1) to keep. Fed in order of admission; knows no clock."""
 
     def __init__(self) -> None:
         self.drain_seconds = 0.0
         """Mean drain time found at admission, at most `MAX_DRAIN_SECONDS`; 0 until one could be told."""
+        self._log_middle: float | None = None
         self._log_long: float | None = None
         self._num_lengths = 0
         self._num_drains = 0
+
+    @property
+    def middle_tokens(self) -> float:
+        """Completion tokens that half of the predictions stay below; 0 until there is one."""
+        return 0.0 if self._log_middle is None else exp(self._log_middle)
 
     @property
     def long_tokens(self) -> float:
@@ -37,8 +45,9 @@ class Usual:
 
     def _observe_length(self, length: float) -> None:
         self._num_lengths += 1
-        if self._log_long is None:
-            self._log_long = length
+        if self._log_middle is None or self._log_long is None:
+            self._log_middle = self._log_long = length
             return
         step = max(QUANTILE_STEP, 1 / self._num_lengths)
+        self._log_middle += step * (MIDDLE if length > self._log_middle else MIDDLE - 1)
         self._log_long += step * (LONG if length > self._log_long else LONG - 1)

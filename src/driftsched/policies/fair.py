@@ -19,7 +19,7 @@ class Fair:
     of the Boost family (Yu and Scully, 2024).
     """
 
-    def __init__(self, slack: float = 4.0) -> None:
+    def __init__(self, slack: float = 3.0) -> None:
         """`slack`: usual drain times for which the longest requests give way to shorter ones of their tenant,
         >= 0; 0 is order of arrival."""
         if not 0 <= slack < inf:

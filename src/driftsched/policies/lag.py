@@ -21,7 +21,7 @@ class Lag:
     al., "Locality-aware Fair Scheduling in LLM Serving", arXiv 2501.14312), there for cache hits.
     """
 
-    def __init__(self, tokens: float = 20_000.0, beta: float = 4.0) -> None:
+    def __init__(self, tokens: float = 20_000.0, beta: float = 3.0) -> None:
         """`tokens`, > 0: prompt tokens + 2 x completion tokens, of a tenant of weight 1 at tier standard.
 
         `beta`: as of `slack`.
