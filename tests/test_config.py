@@ -10,6 +10,7 @@ from driftsched.config import (
     EngineSettings,
     JournalSettings,
     LimitSettings,
+    MetricsSettings,
     PerTierSettings,
     Settings,
     StateSettings,
@@ -136,6 +137,8 @@ def limits(**values: Any) -> dict[str, Any]:
         ({"admin": AdminSettings(keys_sha256=["secret"])}, "admin.keys_sha256: not the SHA-256"),
         ({"admin": AdminSettings(keys_sha256=[KEY]), "tenants": [ALICE]}, "admin.keys_sha256: a tenant has"),
         ({"admin": AdminSettings(max_decisions=0)}, "admin.max_decisions: .*0"),
+        ({"metrics": MetricsSettings(max_tenants=1001)}, "metrics.max_tenants: .*1001"),
+        ({"metrics": MetricsSettings(require_admin_key=True)}, "metrics.require_admin_key: there is no admin key"),
         ({"engines": [EngineSettings("http://a", max_inflight=0)]}, r"engines\[0\]\.max_inflight: .*0"),
         ({"engines": [EngineSettings("http://a", min_inflight=0)]}, r"engines\[0\]\.min_inflight: .*0"),
         (

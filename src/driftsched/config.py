@@ -21,6 +21,7 @@ from driftsched.keys import read_keys
 
 T = TypeVar("T")
 
+MAX_TENANT_SERIES = 1_000
 MAX_SHADOWS = 16
 """Each of them costs time for every request."""
 
@@ -162,6 +163,15 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Records of requests kept after their end, 1.2 kB each, and as many of what was rejected."""
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `/metrics` shows, and to whom."""
+
+    max_tenants: int = 20
+    """Tenants with series of their own, those served most; 0: no series by tenant."""
+    require_admin_key: bool = False
+    """Only operators may read it."""
+
+
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was learnt, kept over a restart; `path: null` keeps nothing."""
 
@@ -219,6 +229,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shadow: list[str] = []
     """Policies that are simulated beside the one that serves, each as in `slack:beta=2`."""
     admin: AdminSettings = AdminSettings()
+    metrics: MetricsSettings = MetricsSettings()
     tuning: TuningSettings = TuningSettings()
 
     @property
@@ -265,6 +276,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             _check_engine(f"engines[{number}]", engine)
         _check_tenants(self.tenants)
         _check_admin(self.admin, self.tenants)
+        _check_metrics(self.metrics, self.admin)
         _check_limits(self.limits)
         _check_journal(self.journal)
         _check_state(self.state)
@@ -366,6 +378,15 @@ def _check_admin(admin: AdminSettings, tenants: list[TenantSettings]) -> None:
             raise ConfigError("admin.keys_sha256: a tenant has the same key: operators need one of their own")
     if admin.max_decisions < 1:
         raise ConfigError(f"admin.max_decisions: must be at least 1, not {admin.max_decisions}")
+
+
+def _check_metrics(metrics: MetricsSettings, admin: AdminSettings) -> None:
+    if not 0 <= metrics.max_tenants <= MAX_TENANT_SERIES:
+        raise ConfigError(
+            f"metrics.max_tenants: must be between 0 and {MAX_TENANT_SERIES}, not {metrics.max_tenants}"
+        )
+    if metrics.require_admin_key and not admin.keys_sha256:
+        raise ConfigError("metrics.require_admin_key: there is no admin key: set admin.keys_sha256")
 
 
 def _check_digest(where: str, digest: str) -> None:

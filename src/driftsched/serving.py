@@ -80,7 +80,12 @@ def build_gateway(
         state.keep(f"token_counter {counter.name}", made_counter)
         state.keep(f"classifier {classifier.name}", made_classifier)
     decisions = make_decisions(settings, journal)
-    metrics = PrometheusListener(policy=settings.policy_text, estimator=estimator.name, version=__version__)
+    metrics = PrometheusListener(
+        policy=settings.policy_text,
+        estimator=estimator.name,
+        version=__version__,
+        max_tenants=settings.metrics.max_tenants,
+    )
     scheduler = Scheduler(
         policy=create_policy(policy.name, **policy.options),
         estimator=made_estimator,
@@ -133,6 +138,7 @@ def build_gateway(
         max_stall_seconds=settings.limits.max_stall_seconds,
         keep_alive_seconds=settings.limits.keep_alive_seconds,
         admin=admin,
+        private_metrics=settings.metrics.require_admin_key,
     )
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
-from driftsched.config import AdminSettings, Settings, TenantSettings, hash_key
+from driftsched.config import AdminSettings, MetricsSettings, Settings, TenantSettings, hash_key
 from driftsched.core.events import Admitted, Finished
 from driftsched.engines.simulated import SimulatedEngine
 from driftsched.telemetry.journal import Journal, read_journal
@@ -182,3 +183,23 @@ async def test_the_journal_has_the_reasons_although_nobody_may_ask_for_them(
         journal.close()
     (row,) = read_journal(tmp_path / "j.db")
     assert ("only_waiting", 1, 0, 0) == (row.served_because, row.position, row.overtook, row.overtaken)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"), [(OPERATOR, 200), ({}, 401), ({"authorization": "Bearer ann-key"}, 401)]
+)
+async def test_metrics_can_be_kept_for_operators(
+    headers: dict[str, str], expected: int, http: aiohttp.ClientSession
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, metrics=MetricsSettings(require_admin_key=True))
+    async with (
+        live_gateway(simulated(), settings=settings) as house,
+        http.get(f"{house.url}/metrics", headers=headers) as response,
+    ):
+        assert expected == response.status
+        assert (b"driftsched_info" in await response.read()) == (expected == 200)
+
+
+async def test_metrics_are_for_everybody_unless_they_are_kept(house: House, http: aiohttp.ClientSession) -> None:
+    async with http.get(f"{house.url}/metrics") as response:
+        assert 200 == response.status

@@ -23,11 +23,13 @@ from driftsched.core.events import (
 )
 from driftsched.core.limit import EngineState, Vitals
 from driftsched.core.model import Calibration, Estimate, Load, Request, Tenant, Ticket, Tier, Usage
+from driftsched.telemetry.counts import MAX_CATEGORIES, MAX_REASONS, SECONDS_BUCKETS
 from driftsched.telemetry.prometheus import MAX_KIND_SERIES, PrometheusListener
 from driftsched.telemetry.shadow import ShadowMetrics
 from support.shadows import FOUND
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+BUCKETS = [*(str(float(bound)) for bound in SECONDS_BUCKETS), "+Inf"]
 LOAD = Load(num_waiting=3, num_inflight=2, waiting_tokens=250.5, tokens_per_second=40.0)
 DRIFTED = Calibration("m", "summary", bias=1.5, error=log(1.25), coverage=0.75, num_drifts=1, answers_since_drift=9)
 
@@ -215,8 +217,37 @@ def test_a_model_name_of_any_characters_is_exported() -> None:
     )
 
 
-def test_no_tenant_is_a_label() -> None:
-    assert b"tenant" not in listener_told_of(*ALL_EVENTS).export()
+def test_reasons_of_any_plug_in_add_no_series_for_ever() -> None:
+    flood = [
+        Failed(11.0, ticket(), f"error-{n}", Usage(), dispatched_at=10.5, charge=1.0)
+        for n in range(2 * MAX_REASONS)
+    ]
+    series = {n: v for n, v in samples(*flood).items() if n.startswith("driftsched_requests_failed")}
+    assert MAX_REASONS + 1 == len(series)
+    assert 2 * MAX_REASONS == sum(series.values())
+    assert MAX_REASONS == value("driftsched_requests_failed_total", *flood, tier="standard", error="other")
+
+
+def test_categories_of_any_classifier_add_no_series_for_ever() -> None:
+    flood = [replace(finished(), ticket=ticket(category=f"kind-{n}")) for n in range(2 * MAX_CATEGORIES)]
+    series = {n: v for n, v in samples(*flood).items() if n.startswith("driftsched_prediction_error_tokens_count")}
+    assert MAX_CATEGORIES + 1 == len(series)
+    assert 2 * MAX_CATEGORIES == sum(series.values())
+
+
+@pytest.mark.parametrize(("seconds", "bucket"), [(1.0, "1.0"), (1.01, "2.0"), (500.0, "500.0"), (501.0, "+Inf")])
+def test_a_time_falls_into_the_smallest_bucket_that_holds_it(seconds: float, bucket: str) -> None:
+    exported = samples(FirstToken(10.0 + seconds, ticket()))
+    name = "driftsched_ttft_seconds_bucket{{'le': '{}', 'tier': 'standard'}}"
+    holding = [le for le in BUCKETS if exported[name.format(le)] == 1]
+    assert BUCKETS[BUCKETS.index(bucket) :] == holding
+
+
+def test_without_a_number_of_tenants_no_tenant_is_a_label() -> None:
+    listener = PrometheusListener(policy="fair", estimator="x", version="1", max_tenants=0)
+    for event in ALL_EVENTS:
+        listener(event)
+    assert b"tenant" not in listener.export()
 
 
 def test_two_listeners_live_in_one_process() -> None:

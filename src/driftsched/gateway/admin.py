@@ -36,6 +36,10 @@ class Admin:
         self._state = state
         self._decision = decision
 
+    def check(self, headers: Headers) -> None:
+        """Raises `HttpError` 401 for whoever is no operator."""
+        self._keys.check(headers)
+
     def methods(self, path: str, whereabouts: Whereabouts) -> dict[str, Handler] | None:
         """Handlers of a path below `ADMIN`, by method; None if there is no such path."""
         if path == _STATE:
@@ -46,12 +50,12 @@ class Admin:
         return None
 
     async def _tell_state(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        self._keys.check(headers)
+        self.check(headers)
         await respond(send, 200, msgspec.json.encode(await self._state()))
 
     async def _explain(self, asked: str, whereabouts: Whereabouts, headers: Headers, send: Send) -> None:
         """By the gateway's own id, else by the client's: of several, the latest that is alive, else that ended."""
-        self._keys.check(headers)
+        self.check(headers)
         found = self._decision(asked)
         if found is None:
             own_id = whereabouts.own_id(asked.encode("utf-8", "surrogatepass"))

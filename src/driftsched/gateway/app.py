@@ -90,10 +90,12 @@ class Gateway:
         max_stall_seconds: float = 60.0,
         keep_alive_seconds: float | None = None,
         admin: Admin | None = None,
+        private_metrics: bool = False,
     ) -> None:
         """`max_queue_seconds`: a request that waited so long is evicted. `max_stall_seconds`: how long a client may
         take to send its body, or to accept a piece of its answer. `keep_alive_seconds`: between two comments in a
         stream that waits; None: none. `metrics`: Prometheus text. `admin`: what operators may see; None: nothing.
+        `private_metrics`: only they may read the metrics.
         """
         self.dispatcher = Dispatcher(scheduler, engine, clock, keep_alive_seconds=keep_alive_seconds)
         self._scheduler = scheduler
@@ -102,6 +104,7 @@ class Gateway:
         self._clock = clock
         self._whereabouts = Whereabouts(scheduler, clock)
         self._admin = admin
+        self._private_metrics = private_metrics
         self._policy_name = policy_name.encode()
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -334,6 +337,8 @@ class Gateway:
             await respond(send, 503, b'{"status":"no engine can be reached"}')
 
     async def _export_metrics(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        if self._private_metrics and self._admin is not None:
+            self._admin.check(headers)
         await respond(send, 200, self._metrics(), content_type=METRICS_CONTENT_TYPE)
 
 
