@@ -9,7 +9,7 @@ from driftsched.core.errors import EngineError
 from driftsched.core.model import Usage
 from driftsched.core.protocols import Chunk
 from driftsched.engines import sse
-from driftsched.engines.sse import EventScanner
+from driftsched.engines.sse import MAX_RUN, EventScanner
 from support.faulty_upstream import DONE, EVENTS, content_event, finish_event, usage_event
 
 
@@ -225,6 +225,16 @@ def test_an_event_that_differs_from_the_one_before_in_a_broken_text_is_garbage(t
 @given(st.lists(st.text(max_size=8), max_size=12))
 def test_events_that_differ_in_their_texts_count_a_token_for_each_that_is_not_empty(texts: list[str]) -> None:
     assert len([text for text in texts if text]) == tokens_of(*map(content_event, texts), DONE)
+
+
+def test_long_runs_of_events_and_what_stands_between_them_are_counted() -> None:
+    run = [content_event(f" {number}") for number in range(3 * MAX_RUN)]
+    assert 7 * MAX_RUN == tokens_of(*run, b": ping\n\n", *run, finish_event(), *run[:MAX_RUN], DONE)
+
+
+def test_events_whose_ends_differ_by_turns_are_counted() -> None:
+    events = [delta(content="a")[:-3] + b',"obfuscation":"%d"}\n\n' % (number % 3) for number in range(20)]
+    assert 20 == tokens_of(*events, DONE)
 
 
 def test_an_event_of_a_foreign_shape_is_relayed_unread() -> None:

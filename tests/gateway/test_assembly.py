@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched.core.errors import EngineError
-from driftsched.gateway.assembly import Assembler, as_stream, is_document
+from driftsched.gateway.assembly import MAX_UNREAD_BYTES, Assembler, as_stream, is_document
 
 HEAD = {"id": "c-1", "object": "chat.completion.chunk", "created": 5, "model": "m"}
 DONE = b"data: [DONE]\n\n"
@@ -73,6 +73,13 @@ def test_a_text_stream_becomes_the_document_of_a_completion() -> None:
 
 
 texts = st.lists(st.text(max_size=12), max_size=12)
+
+
+def test_a_long_answer_is_read_as_it_comes_and_nothing_of_it_is_lost() -> None:
+    texts = [f"{number} " for number in range(2_000)]
+    pieces = [delta({"content": text}) for text in texts]
+    assert sum(map(len, pieces)) > 3 * MAX_UNREAD_BYTES
+    assert "".join(texts) == message_of(*pieces, DONE)["content"]
 
 
 @given(pieces=texts, spaces=st.booleans(), roles=st.booleans(), blocks=st.lists(st.integers(1, 5), max_size=12))

@@ -20,6 +20,8 @@ _EVENT_END = re.compile(rb"\n\r?\n")
 _DONE = Answer()
 _OPAQUE = Answer()  # a comment, or an event of a shape unknown to us: relayed, and nothing read from it
 
+MAX_RUN = 64
+"""Events read at once that differ in a piece of text alone."""
 
 _find_contents = re.compile(
     rb'("(?:content|text|reasoning_content|reasoning)": ?)("(?:[^"\\]|\\.)*")',
@@ -48,21 +50,29 @@ class Alike:
         self._before, self._behind = event[:start], event[start + len(text) :]
 
     def take(self, data: bytes, start: int) -> tuple[list[str], int]:
-        """The texts of the run of such events that begins at `start`, and where it ends; nothing if none does."""
+        """The texts of a run of such events that begins at `start`, and where it ends; nothing if none does.
+
+        At most `MAX_RUN` of them, which bounds what is looked at in vain where events differ in more by turns.
+        """
         before, behind = self._before, self._behind
         num_behind = len(behind)
         if not data.startswith(before, start):
             return [], start
-        *pieces, last = data[start + len(before) :].split(before)
-        written = [piece[:-num_behind] for piece in pieces if piece.endswith(behind)]
-        if len(written) == len(pieces) and (cut := last.find(behind)) >= 0:
-            written.append(last[:cut])
+        *pieces, last = data[start + len(before) :].split(before, MAX_RUN)
+        written: list[bytes] = []
+        for piece in pieces:
+            if not piece.endswith(behind):
+                break
+            written.append(piece[:-num_behind])
+        else:
+            if (cut := last.find(behind)) >= 0:
+                written.append(last[:cut])
         try:
             texts = _decode_texts(b"[" + b",".join(written) + b"]")
         except (msgspec.DecodeError, UnicodeDecodeError):
             return [], start
-        if len(texts) != len(written) or len(written) < len(pieces):
-            return [], start  # something else stands in between
+        if len(texts) != len(written):
+            return [], start
         return texts, start + sum(map(len, written)) + len(written) * (len(before) + num_behind)
 
 

@@ -16,6 +16,8 @@ _encode = msgspec.json.encode
 
 _REPLACED = frozenset({"id", "index", "name", "object", "role", "type", "model", "finish_reason", "stop_reason"})
 """Strings that a later chunk states anew; every other string in a delta continues the one before."""
+MAX_UNREAD_BYTES = 1 << 16
+"""Of an answer, kept as it came: what is read at once costs less than what is read piece by piece."""
 
 # What comes of reading a value as what it should be: an engine need not stream the shape that it should stream.
 _MISSHAPEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError)
@@ -28,6 +30,7 @@ class Assembler:
     """
 
     def __init__(self) -> None:
+        self._unread = bytearray()
         self._alike = Alike()
         self._plain_texts: list[str] = []  # where the text of those belongs
         self._document: dict[str, Any] = {}
@@ -36,19 +39,13 @@ class Assembler:
 
     def feed(self, data: bytes) -> None:
         """Whole server-sent events, each with its data on one line. Raises `EngineError` (502)."""
-        end = 0
-        while end < len(data):
-            texts, end = self._alike.take(data, end)
-            self._plain_texts += texts
-            start, end = end, (data.find(b"\n", end) + 1) or len(data)
-            line = data[start:end]
-            if line.startswith(b"data:"):
-                payload = line[5:].strip()
-                if payload != b"[DONE]":
-                    self._read(line, payload)
+        self._unread += data
+        if len(self._unread) > MAX_UNREAD_BYTES:
+            self._read_on()
 
     def document(self) -> bytes:
         """The whole answer as JSON. Raises `EngineError` (502) if there is none."""
+        self._read_on()
         if not self._choices:
             raise EngineError(502, "broken_stream", "the engine ended its answer without saying anything")
         try:
@@ -62,6 +59,19 @@ class Assembler:
             )
         except _MISSHAPEN as error:
             raise _garbage() from error
+
+    def _read_on(self) -> None:
+        data, self._unread = bytes(self._unread), bytearray()
+        end = 0
+        while end < len(data):
+            texts, end = self._alike.take(data, end)
+            self._plain_texts += texts
+            start, end = end, (data.find(b"\n", end) + 1) or len(data)
+            line = data[start:end]
+            if line.startswith(b"data:"):
+                payload = line[5:].strip()
+                if payload != b"[DONE]":
+                    self._read(line, payload)
 
     def _read(self, line: bytes, payload: bytes) -> None:
         try:
