@@ -32,6 +32,7 @@ COMPOSITION = {
     "__main__",
     "serving",
     "operating",
+    "pooling",
     "simulation",
     "simulating",
     "benching",

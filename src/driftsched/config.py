@@ -26,6 +26,27 @@ MAX_SHADOWS = 16
 """Each of them costs time for every request."""
 
 
+class TimeoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long an engine may take, in seconds."""
+
+    connect_seconds: float = 5.0
+    first_token_seconds: float = 600.0
+    """From the call to the first byte of the answer, the engine's own queue and the prompt included."""
+    between_tokens_seconds: float = 120.0
+    """Silence in the middle of an answer."""
+    total_seconds: float | None = None
+    """From the call to the end of the answer; None: as long as tokens come."""
+
+
+class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often requests may be tried again at another engine."""
+
+    share: float = 0.2
+    """Of all requests."""
+    burst: float = 100.0
+    """Retries that may be saved up."""
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model server."""
 
@@ -47,6 +68,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether it is told how urgent a request is; "client": what the client says of it is passed on."""
     scrape_seconds: float | None = 1.0
     """Between two looks at the engine's metrics; None: it is never asked."""
+    check_seconds: float | None = 2.0
+    """Between two questions whether it is well; None: only requests find out."""
+    timeouts: TimeoutSettings = TimeoutSettings()
 
     @property
     def adapts(self) -> bool:
@@ -212,6 +236,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything `driftsched serve` can be told."""
 
     engines: list[EngineSettings] = []
+    affinity: Literal["none", "session", "prefix"] = "none"
+    """Which requests should meet at one engine."""
+    retries: RetrySettings = RetrySettings()
     host: str = "127.0.0.1"
     port: int = 8080
     policy: PartSettings = PartSettings("fair")
@@ -274,6 +301,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"port: must be between 0 and 65535, not {self.port}")
         for number, engine in enumerate(self.engines):
             _check_engine(f"engines[{number}]", engine)
+        _check_retries(self.retries)
         _check_tenants(self.tenants)
         _check_admin(self.admin, self.tenants)
         _check_metrics(self.metrics, self.admin)
@@ -348,8 +376,20 @@ def _check_engine(where: str, engine: EngineSettings) -> None:
         raise ConfigError(f"{where}.min_inflight: must not be above max_inflight, {engine.max_inflight}")
     if engine.scrape_seconds is not None and not 0.1 <= engine.scrape_seconds < inf:
         raise ConfigError(f"{where}.scrape_seconds: must be a number of 0.1 or more, not {engine.scrape_seconds}")
+    if engine.check_seconds is not None and not 0.1 <= engine.check_seconds < inf:
+        raise ConfigError(f"{where}.check_seconds: must be a number of 0.1 or more, not {engine.check_seconds}")
+    for name, seconds in msgspec.structs.asdict(engine.timeouts).items():
+        if seconds is not None and not 0 < seconds < inf:
+            raise ConfigError(f"{where}.timeouts.{name}: must be a number greater than 0, not {seconds}")
     if engine.adaptive and engine.scrape_seconds is None:
         raise ConfigError(f"{where}.adaptive: without scrape_seconds nothing is known to adapt to")
+
+
+def _check_retries(retries: RetrySettings) -> None:
+    if not 0 <= retries.share <= 1:
+        raise ConfigError(f"retries.share: must be between 0 and 1, not {retries.share}")
+    if not 0 <= retries.burst < inf:
+        raise ConfigError(f"retries.burst: must be a number of 0 or more, not {retries.burst}")
 
 
 def _check_tenants(tenants: list[TenantSettings]) -> None:

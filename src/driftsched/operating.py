@@ -80,5 +80,6 @@ def _parts(settings: Settings) -> dict[str, object]:
 
 
 async def _health(engine: Engine) -> dict[str, bool]:
-    engines = engine.engines if isinstance(engine, EnginePool) else [engine]
-    return {each.name: (await each.saturation()).healthy for each in engines}
+    if isinstance(engine, EnginePool):
+        return {each.name: engine.standing_of(each.name).circuit == "closed" for each in engine.engines}
+    return {engine.name: (await engine.saturation()).healthy}

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -16,23 +15,21 @@ import uvicorn
 import uvloop
 
 from driftsched import __version__
-from driftsched.config import EngineSettings, Settings
+from driftsched.config import Settings
 from driftsched.core.errors import ConfigError
-from driftsched.core.limit import MAX_LIMIT, AdaptiveLimit
 from driftsched.core.protocols import Accountable, Engine, Listener
 from driftsched.core.scheduler import Scheduler
 from driftsched.core.specs import parse_spec, spec_text
-from driftsched.engines.control import DispatchControl, Member
-from driftsched.engines.openai import OpenAIEngine
+from driftsched.engines.control import DispatchControl
 from driftsched.engines.pool import EnginePool
 from driftsched.estimators import create_classifier, create_counter, create_estimator
 from driftsched.estimators.describe import PromptDescriber
 from driftsched.gateway.app import Gateway, Readiness
-from driftsched.gateway.catalogue import DEFAULT_SLOTS, Catalogue
 from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
+from driftsched.pooling import Fleet
 from driftsched.queues.memory import MemoryQueue
 from driftsched.selftuning import SelfTuning, make_tuning, tuned
 from driftsched.shadowing import Shadowing
@@ -112,6 +109,8 @@ def build_gateway(
     )
     if control is not None:
         metrics.watch_engines(control.states)
+    if isinstance(engine, EnginePool):
+        engine.expect(scheduler.expected_tokens_of)
     if shadow is not None:
         metrics.registry.register(ShadowMetrics(shadow))
     clock = MonotonicClock()
@@ -197,32 +196,21 @@ def serve(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    engines = [_http_engine(engine) for engine in settings.engines]
-    members = [_member(e, s) for e, s in zip(engines, settings.engines, strict=True)]
-    pool = EnginePool([(engine, member.limit) for engine, member in zip(engines, members, strict=True)])
-    queue = MemoryQueue(pool.slots)
-
-    async def use_limit(engine: str, limit: int) -> None:
-        pool.set_slots(engine, limit)
-        await queue.resize(pool.slots)
-        await gateway.dispatcher.dispatch()
-
-    control = DispatchControl(members, pool, on_limit=use_limit, waits=lambda: queue.num_waiting > 0)
-    catalogue = Catalogue(engines, on_slots=control.told)
+    fleet = Fleet(settings.engines, affinity=settings.affinity, retries=settings.retries)
     journal = None
     tuning = make_tuning(settings)
-    shadow = open_shadow(settings, lambda: queue.max_inflight, tuning)
+    shadow = open_shadow(settings, lambda: fleet.queue.max_inflight, tuning)
     state = open_state(settings)
     try:
         journal = open_journal(settings)
         gateway = build_gateway(
             settings,
-            engine=pool,
-            queue=queue,
-            catalogue=catalogue,
+            engine=fleet.pool,
+            queue=fleet.queue,
+            catalogue=fleet.catalogue,
             journal=journal,
             state=state,
-            control=control,
+            control=fleet.control,
             shadow=shadow,
             tuning=tuning,
         )
@@ -233,8 +221,7 @@ async def _serve(settings: Settings) -> None:
                 tuning.start(gateway, shadow)
             if shadow is not None:
                 shadow.start()
-            await catalogue.start()
-            control.start()
+            await fleet.start(gateway.dispatcher.dispatch)
             gc.set_threshold(GC_THRESHOLD)
             gc.collect()
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
@@ -242,9 +229,7 @@ async def _serve(settings: Settings) -> None:
     finally:
         if tuning is not None:
             await tuning.close()
-        await control.close()
-        await catalogue.close()
-        await pool.close()
+        await fleet.close()
         if journal is not None:
             journal.close()
         if state is not None:
@@ -313,28 +298,3 @@ class _Server(uvicorn.Server):
             host, port = sockets[0].getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             print(f"{self._what} listens on {url}", file=sys.stderr, flush=True)
-
-
-def _member(engine: OpenAIEngine, settings: EngineSettings) -> Member:
-    """The engine with the limit it starts with, and what may become of it."""
-    start = settings.max_inflight or DEFAULT_SLOTS
-    adaptive = None
-    if settings.adapts:
-        adaptive = AdaptiveLimit(start, floor=settings.min_inflight, ceiling=settings.max_inflight or MAX_LIMIT)
-    return Member(engine, start, adaptive, settings.scrape_seconds)
-
-
-def _http_engine(settings: EngineSettings) -> OpenAIEngine:
-    api_key = None
-    if settings.api_key_env is not None:
-        api_key = os.environ.get(settings.api_key_env)
-        if not api_key:
-            raise ConfigError(f"engines: the environment variable {settings.api_key_env} is not set")
-    return OpenAIEngine(
-        settings.url,
-        name=settings.name,
-        kind=settings.kind,
-        api_key=api_key,
-        priority=settings.priority,
-        max_inflight=settings.max_inflight,
-    )

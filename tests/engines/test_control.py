@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from driftsched.core.errors import EngineError
-from driftsched.core.limit import AdaptiveLimit, Vitals
+from driftsched.core.limit import AdaptiveLimit, Standing, Vitals
 from driftsched.core.model import Request, Tenant, Tier
 from driftsched.core.protocols import EngineKind
 from driftsched.engines.control import DispatchControl, Member
@@ -208,6 +208,9 @@ class Full:
 
     def inflight_of(self, name: str) -> int:
         return 64
+
+    def standing_of(self, name: str) -> Standing:
+        return Standing(0.0, "closed", 0, 0, 0)
 
     def time_first_tokens(self, name: str, listener: object) -> None:
         pass

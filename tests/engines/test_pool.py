@@ -1,11 +1,15 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from driftsched.core.errors import EngineError
+from driftsched.core.model import Traits
 from driftsched.core.protocols import Chunk, Saturation
+from driftsched.engines.breaker import JITTER, MAX_CONSECUTIVE, OPEN_SECONDS
 from driftsched.engines.pool import EnginePool
+from driftsched.engines.retries import RetryBudget
 from support.prompts import request_of
 
 
@@ -47,6 +51,18 @@ class Replica:
         self.is_closed = True
 
 
+class CheckedReplica(Replica):
+    """Says whether it is there."""
+
+    is_there = False
+    num_checks = 0
+
+    async def check(self) -> None:
+        self.num_checks += 1
+        if not self.is_there:
+            raise unreachable()
+
+
 def pool_of(*replicas: Replica, slots: int = 2) -> EnginePool:
     return EnginePool([(replica, slots) for replica in replicas])
 
@@ -81,10 +97,126 @@ async def test_a_replica_that_did_nothing_is_passed_over(error: EngineError) -> 
     assert (1, 1) == (away.num_calls, there.num_calls)
 
 
-async def test_a_replica_known_to_be_unwell_is_tried_last() -> None:
-    away, there = Replica("away", error=unreachable(), healthy=False), Replica("there", "a")
-    assert ["a"] == await answer_of(pool_of(away, there))
-    assert (0, 1) == (away.num_calls, there.num_calls)
+async def test_a_replica_that_cannot_be_reached_is_left_alone_until_one_request_may_find_out() -> None:
+    now = [0.0]
+    away, there = Replica("away", error=unreachable()), Replica("there", "a")
+    pool = EnginePool([(away, 2), (there, 2)], clock=lambda: now[0], seed=1)
+    assert [["a"]] * 5 == [await answer_of(pool) for _ in range(5)]
+    assert (1, 5) == (away.num_calls, there.num_calls)
+    now[0] += OPEN_SECONDS * (1 + JITTER)
+    for _ in range(5):
+        await answer_of(pool)
+    assert (2, 10) == (away.num_calls, there.num_calls)
+
+
+async def test_slots_of_a_replica_that_is_left_alone_do_not_count() -> None:
+    changes: list[int] = []
+    away, there = Replica("away", error=unreachable()), Replica("there", "a")
+    pool = pool_of(away, there)
+    pool.on_slots(lambda: changes.append(pool.slots))
+    await answer_of(pool)
+    assert ([2], 2) == (changes, pool.slots)
+
+
+async def test_a_full_replica_is_spared_and_stays_well() -> None:
+    now = [0.0]
+    full = Replica("full", error=EngineError(503, "engine_busy", "full", retry_after="7"))
+    free = Replica("free", "a")
+    pool = EnginePool([(full, 2), (free, 2)], clock=lambda: now[0])
+    for now[0] in (0.0, 3.0, 6.9, 7.0):
+        await answer_of(pool)
+    assert (2, "closed") == (full.num_calls, pool.standing_of("full").circuit)
+
+
+async def test_an_ill_replica_is_better_than_none_and_one_that_is_away_is_not() -> None:
+    ill = Replica("ill", error=EngineError(500, "engine_error", "no"))
+    pool = pool_of(ill)
+    kinds = []
+    for _ in range(MAX_CONSECUTIVE + 2):
+        with pytest.raises(EngineError) as caught:
+            await answer_of(pool)
+        kinds.append(caught.value.kind)
+    assert ({"engine_error"}, MAX_CONSECUTIVE + 2) == (set(kinds), ill.num_calls)
+    away = Replica("away", error=unreachable())
+    pool = EnginePool([(away, 2)], clock=lambda: 0.0, seed=1)
+    for _ in range(3):
+        with pytest.raises(EngineError) as caught:
+            await answer_of(pool)
+    assert (1, "engine_unreachable", "1") == (away.num_calls, caught.value.kind, caught.value.retry_after)
+
+
+async def test_retries_end_with_their_budget() -> None:
+    busy = [Replica(name, error=EngineError(503, "engine_busy", "full")) for name in ("a", "b")]
+    pool = EnginePool([(replica, 64) for replica in busy], budget=RetryBudget(share=0.2, burst=3.0))
+    for _ in range(20):
+        with pytest.raises(EngineError):
+            await answer_of(pool)
+    standings = [pool.standing_of(name) for name in ("a", "b")]
+    assert 20 + 3 + 4 - 1 <= busy[0].num_calls + busy[1].num_calls <= 20 + 3 + 4
+    assert 20 == sum(standing.num_retries + standing.num_unretried for standing in standings)
+
+
+async def test_a_request_is_sent_to_three_engines_and_no_more() -> None:
+    replicas = [Replica(name, error=unreachable()) for name in "abcde"]
+    with pytest.raises(EngineError):
+        await answer_of(pool_of(*replicas))
+    assert 3 == sum(replica.num_calls for replica in replicas)
+
+
+async def test_a_request_that_breaks_two_engines_is_not_sent_to_a_third() -> None:
+    replicas = [Replica(name, error=EngineError(502, "broken_stream", "gone")) for name in "abc"]
+    with pytest.raises(EngineError):
+        await answer_of(pool_of(*replicas))
+    assert 2 == sum(replica.num_calls for replica in replicas)
+
+
+async def test_the_replica_with_the_least_predicted_work_is_given_the_next() -> None:
+    lengths = {"long": 1000.0, "short": 10.0}
+    left, right = Replica("left", "x", "x"), Replica("right", "x", "x")
+    pool = pool_of(left, right, slots=8)
+    pool.expect(lengths.__getitem__)
+    opened = []
+    for name in ("long", "short", "short", "short"):
+        opened.append(pool.generate(replace(request_of(), id=name)))
+        await anext(opened[-1])
+    assert (1, 3) == (left.num_open, right.num_open)
+    assert (1000.0, 30.0) == tuple(pool.standing_of(name).outstanding_tokens for name in ("left", "right"))
+    for answer in opened:
+        await answer.aclose()
+    assert 0.0 == pool.standing_of("left").outstanding_tokens
+
+
+async def test_the_turns_of_a_conversation_meet_at_one_replica() -> None:
+    replicas = [Replica(name, "x") for name in "abc"]
+    pool = EnginePool([(replica, 8) for replica in replicas], affinity="session")
+    for _ in range(6):
+        async with aclosing(pool.generate(replace(request_of(), traits=Traits(session="s")))) as chunks:
+            [_ async for _ in chunks]
+    assert [0, 0, 6] == sorted(replica.num_calls for replica in replicas)
+
+
+async def test_a_check_finds_that_a_replica_is_back_and_no_request_is_risked_for_it() -> None:
+    now = [0.0]
+    away, there = CheckedReplica("away", error=unreachable()), Replica("there", "a")
+    pool = EnginePool([(away, 2), (there, 2)], checked=["away"], clock=lambda: now[0], seed=1)
+    for _ in range(3):
+        await answer_of(pool)
+        now[0] += 100.0
+    await pool.check("away")
+    assert ("open", 1, 1) == (pool.standing_of("away").circuit, away.num_calls, away.num_checks)
+    away.is_there = True
+    now[0] += 100.0
+    await pool.check("away")
+    assert ("closed", 1, 4) == (pool.standing_of("away").circuit, away.num_calls, pool.slots)
+
+
+async def test_checks_find_that_an_idle_replica_went_away() -> None:
+    away = CheckedReplica("away", "a")
+    pool = EnginePool([(away, 2), (Replica("there", "b"), 2)], checked=["away"])
+    away.is_there = False
+    await pool.check("away")
+    assert [["b"]] * 3 == [await answer_of(pool) for _ in range(3)]
+    assert 0 == away.num_calls
 
 
 async def test_the_last_replicas_failure_is_told_when_none_can_be_reached() -> None:
@@ -95,7 +227,7 @@ async def test_the_last_replicas_failure_is_told_when_none_can_be_reached() -> N
     assert [1, 1, 1] == [replica.num_calls for replica in replicas]
 
 
-@pytest.mark.parametrize("kind", ["engine_rejected", "engine_error", "engine_timeout", "broken_stream"])
+@pytest.mark.parametrize("kind", ["engine_rejected", "engine_error", "engine_timeout", "garbage"])
 async def test_a_failure_of_the_request_itself_is_not_repeated_elsewhere(kind: str) -> None:
     first, second = Replica("first", error=EngineError(500, kind, "no")), Replica("second", "a")
     with pytest.raises(EngineError) as caught:

@@ -3,13 +3,16 @@
 import asyncio
 import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 import pytest
 from openai import APIError, InternalServerError, RateLimitError
 
+from driftsched.core.errors import EngineError
 from driftsched.core.events import Dispatched, Failed, Finished
+from driftsched.engines.health import HealthChecks
 from driftsched.engines.pool import EnginePool
 from support.faulty_upstream import (
     EVENTS,
@@ -212,6 +215,74 @@ async def test_a_replica_that_is_full_is_passed_over(http: aiohttp.ClientSession
             http.post(house.url + CHAT, json=chat()) as response,
         ):
             assert (200, 1, 1) == (response.status, len(full.requests), len(free.requests))
+
+
+async def test_a_replica_that_breaks_off_before_its_first_byte_is_passed_over(http: aiohttp.ClientSession) -> None:
+    async with FaultyUpstream(die_before_headers()) as dying, FaultyUpstream() as well:
+        pool = EnginePool([(http_engine(dying.url), 4), (http_engine(well.url), 4)])
+        async with (
+            live_gateway(pool, catalogue=unasked()) as house,
+            http.post(house.url + CHAT, json=chat(stream=True)) as response,
+        ):
+            assert (200, True) == (response.status, (await response.read()).startswith(EVENTS[0]))
+            assert (1, 1) == (len(dying.requests), len(well.requests))
+            await house.settled()
+            assert 1 == len(house.of(Finished))
+
+
+@pytest.mark.parametrize("behaviour", [die_mid_stream(), hang_mid_stream(), half_close()])
+async def test_an_answer_that_has_begun_is_never_tried_again(
+    http: aiohttp.ClientSession, behaviour: Behaviour
+) -> None:
+    async with FaultyUpstream(behaviour) as dying, FaultyUpstream() as well:
+        pool = EnginePool([(http_engine(dying.url, idle_timeout_seconds=0.1), 4), (http_engine(well.url), 4)])
+        async with (
+            live_gateway(pool, catalogue=unasked()) as house,
+            http.post(house.url + CHAT, json=chat(stream=True)) as response,
+        ):
+            assert EVENTS[0] in await response.read()
+            assert (1, 0) == (len(dying.requests), len(well.requests))
+
+
+async def test_an_answer_that_takes_too_long_in_all_ends_with_an_error_in_its_stream(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with FaultyUpstream(hang_mid_stream()) as upstream:
+        engine = http_engine(upstream.url, total_timeout_seconds=0.2)
+        async with (
+            live_gateway(engine, catalogue=unasked()) as house,
+            http.post(house.url + CHAT, json=chat(stream=True)) as response,
+        ):
+            body = await response.read()
+            error = error_in(body.removeprefix(EVENTS[0]).removeprefix(b"data: "))
+            assert (200, "engine_timeout") == (response.status, error["code"])
+            assert "took longer" in error["message"]
+
+
+async def test_an_engine_that_comes_back_is_found_by_checks(http: aiohttp.ClientSession) -> None:
+    url = unused_url()
+    pool = EnginePool([(http_engine(url, name="gpu"), 4)], checked=["gpu"])
+    checks = HealthChecks(pool)
+    async with live_gateway(pool, catalogue=unasked()) as house:
+        for _ in range(3):
+            async with http.post(house.url + CHAT, json=chat()) as response:
+                assert (503, True) == (response.status, "retry-after" in response.headers)
+        checks.watch("gpu", 1.0)
+        async with FaultyUpstream(stream(), routes={"/health": status(404)}, port=urlsplit(url).port or 0) as back:
+            await until(lambda: pool.standing_of("gpu").circuit == "closed")
+            async with http.post(house.url + CHAT, json=chat()) as response:
+                assert 200 == response.status
+            assert [CHAT] == [seen.path for seen in back.requests if seen.path != "/health"]
+        await checks.close()
+
+
+@pytest.mark.parametrize("behaviour", [status(503), die_before_headers()])
+async def test_an_engine_that_is_not_well_says_so_when_it_is_asked(behaviour: Behaviour) -> None:
+    async with FaultyUpstream(stream(), routes={"/health": behaviour}) as upstream:
+        engine = http_engine(upstream.url)
+        with pytest.raises(EngineError):
+            await engine.check()
+        await engine.close()
 
 
 async def test_what_was_generated_before_a_failure_is_charged(http: aiohttp.ClientSession) -> None:

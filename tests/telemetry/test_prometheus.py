@@ -21,7 +21,7 @@ from driftsched.core.events import (
     Rejected,
     Reranked,
 )
-from driftsched.core.limit import EngineState, Vitals
+from driftsched.core.limit import EngineState, Standing, Vitals
 from driftsched.core.model import Calibration, Estimate, Load, Request, Tenant, Ticket, Tier, Usage
 from driftsched.telemetry.counts import MAX_CATEGORIES, MAX_REASONS, SECONDS_BUCKETS
 from driftsched.telemetry.prometheus import MAX_KIND_SERIES, PrometheusListener
@@ -70,7 +70,15 @@ ALL_EVENTS: list[Event] = [
 ]
 
 
-WATCHED = EngineState("gpu-1", 33, 32, Vitals(31, 1, 0.75, 4), failed_scrapes=2, changes={"engine_queue": 3})
+WATCHED = EngineState(
+    "gpu-1",
+    33,
+    32,
+    Vitals(31, 1, 0.75, 4),
+    failed_scrapes=2,
+    changes={"engine_queue": 3},
+    standing=Standing(900.0, "open", 2, 7, 1),
+)
 SILENT = EngineState("gpu-2", 16, 5, None)
 
 
@@ -279,6 +287,11 @@ def test_engines_tell_of_themselves_and_of_one_that_does_not_there_is_its_limit_
         "driftsched_engine_running_requests{'engine': 'gpu-1'}": 31,
         "driftsched_engine_waiting_requests{'engine': 'gpu-1'}": 1,
         "driftsched_engine_kv_usage_ratio{'engine': 'gpu-1'}": 0.75,
+        "driftsched_engine_outstanding_tokens{'engine': 'gpu-1'}": 900,
+        "driftsched_engine_left_alone{'engine': 'gpu-1'}": 1,
+        "driftsched_engine_outages_total{'engine': 'gpu-1'}": 2,
+        "driftsched_engine_retries_total{'engine': 'gpu-1'}": 7,
+        "driftsched_engine_retries_refused_total{'engine': 'gpu-1'}": 1,
         "driftsched_engine_failed_scrapes_total{'engine': 'gpu-1'}": 2,
         "driftsched_engine_failed_scrapes_total{'engine': 'gpu-2'}": 0,
         "driftsched_engine_limit_changes_total{'engine': 'gpu-1', 'reason': 'engine_queue'}": 3,

@@ -66,6 +66,22 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How its pool sees an engine."""
+
+    outstanding_tokens: float
+    """Completion tokens that are predicted to come of what it is answering."""
+    circuit: str
+    """`closed`, `open` (it is left alone) or `half_open` (one request or check may find out whether it is well)."""
+    num_opened: int
+    """Times it was left alone."""
+    num_retries: int
+    """Requests sent to another engine after this one had failed them."""
+    num_unretried: int
+    """Requests that would have been, had there been more left of the retry budget."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineState:
     """One engine, as metrics tell of it."""
 
@@ -77,6 +93,7 @@ class EngineState:
     failed_scrapes: int = 0
     changes: Mapping[Reason, int] = field(default_factory=dict)
     """Times that the limit was changed."""
+    standing: Standing | None = None
 
 
 class AdaptiveLimit:

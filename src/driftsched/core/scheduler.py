@@ -150,6 +150,11 @@ class Scheduler:
         """When a waiting ticket will be dispatched; None if it does not wait, or that cannot be told."""
         return self._waits.eta_of(ticket_id, now)
 
+    def expected_tokens_of(self, ticket_id: str) -> float:
+        """Completion tokens predicted for a ticket in flight; 0 if it is not."""
+        flight = self._flights.get(ticket_id)
+        return flight.ticket.estimate.expected_tokens if flight else 0.0
+
     async def submit(self, request: Request, now: float) -> Ticket:
         """Admit, predict and place. Raises `RejectedError` if the request may not wait."""
         crowded = self._reject_beyond_bounds(request, now)

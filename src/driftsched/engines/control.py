@@ -5,10 +5,10 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from driftsched.core.errors import EngineError
-from driftsched.core.limit import AdaptiveLimit, EngineState, Look, Promptness, Reason, Vitals
+from driftsched.core.limit import AdaptiveLimit, EngineState, Look, Promptness, Reason, Standing, Vitals
 
 _logger = logging.getLogger(__name__)
 
@@ -31,14 +31,18 @@ class Pool(Protocol):
     """What gives requests to the engines."""
 
     def inflight_of(self, name: str) -> int: ...
+    def standing_of(self, name: str) -> Standing: ...
     def time_first_tokens(self, name: str, listener: Callable[[int, float], None]) -> None: ...
 
 
+E_co = TypeVar("E_co", bound=Observable, covariant=True)
+
+
 @dataclass(slots=True)
-class Member:
+class Member(Generic[E_co]):
     """An engine that is looked after."""
 
-    engine: Observable
+    engine: E_co
     limit: int
     adaptive: AdaptiveLimit | None = None
     """None: the limit is the operator's."""
@@ -59,7 +63,7 @@ class DispatchControl:
 
     def __init__(
         self,
-        members: Iterable[Member],
+        members: Iterable[Member[Observable]],
         pool: Pool,
         *,
         on_limit: Callable[[str, int], Awaitable[None]],
@@ -86,6 +90,7 @@ class DispatchControl:
                 member.vitals,
                 member.failed_scrapes,
                 dict(member.changes),
+                self._pool.standing_of(name),
             )
             for name, member in self._members.items()
         ]
@@ -129,7 +134,7 @@ class DispatchControl:
             await self._judge(member, member.adaptive)
         return not says_nothing
 
-    async def _judge(self, member: Member, adaptive: AdaptiveLimit) -> None:
+    async def _judge(self, member: Member[Observable], adaptive: AdaptiveLimit) -> None:
         look = Look(
             inflight=self._pool.inflight_of(member.engine.name),
             wanted=self._waits(),
@@ -146,13 +151,13 @@ class DispatchControl:
         name = member.engine.name
         _logger.log(level, "engine %s: limit %d, was %d (%s): %s", name, member.limit, before, reason, look)
 
-    async def _apply(self, member: Member) -> None:
+    async def _apply(self, member: Member[Observable]) -> None:
         assert member.adaptive is not None  # noqa: S101 - asked only of those that adapt
         if member.limit != member.adaptive.limit:
             member.limit = member.adaptive.limit
             await self._on_limit(member.engine.name, member.limit)
 
-    async def _watch(self, member: Member, scrape_seconds: float) -> None:
+    async def _watch(self, member: Member[Observable], scrape_seconds: float) -> None:
         silent_looks = 0  # left until one that says nothing is asked again
         while True:
             await asyncio.sleep(scrape_seconds)

@@ -57,7 +57,8 @@ class OpenAIEngine:
     never counts as full.
     Seconds are > 0: `connect_timeout_seconds` to resolve and connect, `first_byte_timeout_seconds` from the call to
     the first byte of the answer (the engine's own queue and the prompt included), `idle_timeout_seconds` between
-    two reads after that. Raises `ConfigError` if an argument is out of range.
+    two reads after that, `total_timeout_seconds` from the call to the end of the answer, whoever is slow; None: for
+    as long as it takes. Raises `ConfigError` if an argument is out of range.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class OpenAIEngine:
         connect_timeout_seconds: float = 5.0,
         first_byte_timeout_seconds: float = 600.0,
         idle_timeout_seconds: float = 120.0,
+        total_timeout_seconds: float | None = None,
     ) -> None:
         self._root = _server_root(url)
         self._name = name or urlsplit(self._root).netloc
@@ -81,6 +83,9 @@ class OpenAIEngine:
         self._connect_seconds = _positive("connect_timeout_seconds", connect_timeout_seconds)
         self._first_byte_seconds = _positive("first_byte_timeout_seconds", first_byte_timeout_seconds)
         self._idle_seconds = _positive("idle_timeout_seconds", idle_timeout_seconds)
+        self._total_seconds = (
+            inf if total_timeout_seconds is None else _positive("total_timeout_seconds", total_timeout_seconds)
+        )
         headers = dict(_FIXED_HEADERS)
         if api_key is not None:
             if not api_key.isprintable() or not api_key.isascii() or " " in api_key:
@@ -188,6 +193,21 @@ class OpenAIEngine:
             raise EngineError(503, "engine_unreachable", f"cannot ask {self._root}/metrics: {why}") from error
         return vitals
 
+    async def check(self) -> None:
+        """Ask it whether it is well. Raises `EngineError` if it cannot be reached, or says that it cannot serve.
+
+        Whatever it says below 500 will do: not every server has a `/health`, but one that answers is there.
+        """
+        try:
+            status, _ = await self._get("/health", MAX_ERROR_BYTES)
+        except TimeoutError as error:
+            waited = f"{PROBE_SECONDS:g} s"
+            raise EngineError(504, "engine_timeout", f"{self._name}/health did not answer in {waited}") from error
+        except OSError as error:
+            raise self._unanswered(error) from error
+        if status >= 500:
+            raise EngineError(503, "engine_unreachable", f"{self._name}/health answers {status}")
+
     async def close(self) -> None:
         """Close all connections; answers still under way break off."""
         await self._client.close()
@@ -195,11 +215,13 @@ class OpenAIEngine:
     async def _send(self, payload: Payload, body: bytes) -> "tuple[_Answer, bytes]":
         """The opened answer, whose status is 200, and its first block."""
         passed = [(name, value) for name, value in payload.headers if name.lower() not in _STRIPPED_HEADERS]
+        asked_at = asyncio.get_running_loop().time()
+        ends_at = asked_at + self._total_seconds
         try:
-            async with asyncio.timeout(self._first_byte_seconds):
+            async with asyncio.timeout_at(min(asked_at + self._first_byte_seconds, ends_at)):
                 response = await self._client.request("POST", payload.endpoint, body, passed)
                 self._unreachable_at = None
-                answer = _Answer(response, self._idle_seconds)
+                answer = _Answer(response, self._idle_seconds, ends_at)
                 try:
                     return answer, await answer.first_block()
                 except BaseException:
@@ -217,7 +239,7 @@ class OpenAIEngine:
             return EngineError(502, "garbage", f"the engine {self._name} does not speak HTTP: {error}")
         if isinstance(error, HttpError):
             return EngineError(502, "broken_stream", f"the engine {self._name} broke off: {error}")
-        waited = f"{self._first_byte_seconds:g} s"
+        waited = f"{min(self._first_byte_seconds, self._total_seconds):g} s"
         return EngineError(504, "engine_timeout", f"the engine {self._name} sent nothing in {waited}")
 
     async def _models(self) -> list[dict[str, Any]]:
@@ -254,16 +276,18 @@ class OpenAIEngine:
 class _Answer:
     """An open HTTP answer. It owns the connection until the body has ended or `close` is called.
 
-    One timer per answer watches for silence: a timeout around every read costs more than reading a chunk.
+    One timer per answer watches for silence, and for the instant `ends_at` of the loop's clock at which it must be
+    over: a timeout around every read costs more than reading a chunk.
     """
 
-    def __init__(self, response: HttpResponse, idle_seconds: float) -> None:
+    def __init__(self, response: HttpResponse, idle_seconds: float, ends_at: float = inf) -> None:
         self._response = response
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
         self._waiting_since = inf  # while nobody reads, the silence is not the engine's
-        self._fell_silent = False
-        self._watch = self._loop.call_later(idle_seconds, self._look)
+        self._ends_at = ends_at
+        self._given_up: str | None = None  # why
+        self._watch = self._loop.call_at(min(self._loop.time() + idle_seconds, ends_at), self._look)
 
     @property
     def is_event_stream(self) -> bool:
@@ -288,9 +312,8 @@ class _Answer:
         try:
             return await self._response.read()
         except OSError as error:
-            if self._fell_silent:
-                silence = f"{self._idle_seconds:g} s"
-                raise EngineError(504, "engine_timeout", f"the engine fell silent for {silence}") from error
+            if self._given_up is not None:
+                raise EngineError(504, "engine_timeout", self._given_up) from error
             raise EngineError(502, "broken_stream", f"the connection to the engine broke off: {error}") from error
         finally:
             self._waiting_since = inf
@@ -319,11 +342,15 @@ class _Answer:
         self._response.close()
 
     def _look(self) -> None:
-        silence = max(0.0, self._loop.time() - self._waiting_since)
-        if silence < self._idle_seconds:
-            self._watch = self._loop.call_later(self._idle_seconds - silence, self._look)
+        now = self._loop.time()
+        silence = max(0.0, now - self._waiting_since)
+        if now >= self._ends_at:
+            self._given_up = "the engine took longer for its answer than it may"
+        elif silence >= self._idle_seconds:
+            self._given_up = f"the engine fell silent for {self._idle_seconds:g} s"
+        if self._given_up is None:
+            self._watch = self._loop.call_at(min(now + self._idle_seconds - silence, self._ends_at), self._look)
         else:
-            self._fell_silent = True
             self._response.close()
 
 

@@ -1,48 +1,100 @@
 """Several replicas of one model server, used as one engine."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import ceil, isfinite
+from random import Random
 from time import monotonic
+from typing import Protocol, runtime_checkable
 
 from driftsched.core.errors import EngineError
+from driftsched.core.limit import Standing
 from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, Engine, Prioritising, Saturation
+from driftsched.engines.balance import Affinity, Work, affinity_key, least_work, preferred
+from driftsched.engines.breaker import Breaker
+from driftsched.engines.retries import MAX_ATTEMPTS, RetryBudget, may_go_elsewhere
+
+_logger = logging.getLogger(__name__)
 
 FirstTokenListener = Callable[[int, float], None]
 """Told the prompt tokens of a request and the seconds from its dispatch to its first token."""
 
-PASSED_OVER = frozenset({"engine_unreachable", "engine_busy"})
-"""Kinds of failure after which another replica is asked."""
+_ILL = frozenset(
+    {"engine_unreachable", "engine_timeout", "broken_stream", "garbage", "engine_error", "engine_auth"}
+)
+"""Kinds of failure that speak against the engine; any other answer, a refusal included, shows that it is well."""
 
 
-@dataclass(slots=True)
+@runtime_checkable
+class Checkable(Protocol):
+    """An engine that can be asked whether it is well."""
+
+    async def check(self) -> None:
+        """Raises `EngineError` if it cannot be reached, or says that it cannot serve."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
 class _Member:
     engine: Engine
     slots: int
-    num_inflight: int = 0
+    breaker: Breaker
+    work: Work = field(default_factory=Work)
+    num_retries: int = 0
+    num_unretried: int = 0
     on_first_token: FirstTokenListener | None = None
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
 
 
 class EnginePool:
-    """Sends each request to the healthy replica with the most room.
+    """Sends each request to the well replica with the least work, and elsewhere if that could not begin to answer.
 
-    A replica that cannot be reached, or says that it is busy, is passed over for another one: it has done nothing
-    for the request. Any other failure is the request's own.
+    docs/pools.md says when a replica is left alone, and which failures are tried again.
     """
 
     name = "pool"
 
-    def __init__(self, engines: Sequence[tuple[Engine, int]]) -> None:
-        """`engines`: each with the number of requests it may serve at once, > 0. At least one."""
+    def __init__(
+        self,
+        engines: Sequence[tuple[Engine, int]],
+        *,
+        checked: Iterable[str] = (),
+        affinity: Affinity = "none",
+        budget: RetryBudget | None = None,
+        clock: Callable[[], float] = monotonic,
+        seed: int | None = None,
+    ) -> None:
+        """`engines`: each with the number of requests it may serve at once, > 0. At least one.
+
+        `checked`: names of those that somebody asks from time to time whether they are well (see `check`).
+        `clock`: seconds that never run backwards; `seed`: of the jitter in how long a replica is left alone.
+        """
         if not engines:
             raise ValueError("a pool needs at least one engine")
-        self._members = [_Member(engine, slots) for engine, slots in engines]
+        self._random = Random(seed)
+        self._clock = clock
+        asked = frozenset(checked)
+        self._members = [
+            _Member(engine, slots, Breaker(self._random.random, is_checked=engine.name in asked))
+            for engine, slots in engines
+        ]
+        self._affinity: Affinity = affinity
+        self._budget = budget or RetryBudget()
+        self._expected: Callable[[str], float] | None = None
+        self._on_slots: Callable[[], None] | None = None
 
     @property
     def slots(self) -> int:
-        """Requests the pool may serve at once."""
-        return sum(member.slots for member in self._members)
+        """Requests the pool may serve at once: those of the replicas that are well; if none is, of all."""
+        now = self._clock()
+        well = sum(member.slots for member in self._members if member.breaker.state(now) == "closed")
+        return well or sum(member.slots for member in self._members)
 
     @property
     def prioritises(self) -> bool:
@@ -55,42 +107,98 @@ class EnginePool:
 
     def set_slots(self, name: str, slots: int) -> None:
         """The engine called `name` turned out to serve `slots` requests at once."""
-        for member in self._members:
-            if member.engine.name == name:
-                member.slots = slots
+        self._member(name).slots = slots
+
+    def on_slots(self, listener: Callable[[], None]) -> None:
+        """Tell `listener` whenever `slots` changes because a replica fell ill or is well again."""
+        self._on_slots = listener
+
+    def expect(self, expected_tokens: Callable[[str], float]) -> None:
+        """Ask `expected_tokens` for the completion tokens predicted for a request, by its id, >= 0."""
+        self._expected = expected_tokens
 
     def inflight_of(self, name: str) -> int:
         """Requests that the engine called `name` is answering for the pool."""
-        return sum(member.num_inflight for member in self._members if member.engine.name == name)
+        return self._member(name).work.num_inflight
+
+    def standing_of(self, name: str) -> Standing:
+        member = self._member(name)
+        return Standing(
+            outstanding_tokens=member.work.tokens,
+            circuit=member.breaker.state(self._clock()),
+            num_opened=member.breaker.num_opened,
+            num_retries=member.num_retries,
+            num_unretried=member.num_unretried,
+        )
 
     def time_first_tokens(self, name: str, listener: FirstTokenListener) -> None:
         """Tell `listener` of every first token of the engine called `name`."""
-        for member in self._members:
-            if member.engine.name == name:
-                member.on_first_token = listener
+        self._member(name).on_first_token = listener
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """The answer of one replica. Raises the `EngineError` of the last one tried."""
-        candidates = await self._by_preference()
-        for member in candidates:
+        self._budget.deposit()
+        tried: list[_Member] = []
+        num_broken = 0
+        while True:
+            member = self._choose(request, tried)
+            tried.append(member)
             is_answering = False
-            member.num_inflight += 1
+            job = member.work.begin(self._expected(request.id) if self._expected else 1.0)
+            epoch = member.breaker.begin(self._clock())
             listener, asked_at = member.on_first_token, monotonic()
             try:
                 async with aclosing(member.engine.generate(request)) as chunks:
                     async for chunk in chunks:
-                        is_answering = True
-                        if listener is not None and chunk.completion_tokens:
-                            listener(request.prompt_tokens, monotonic() - asked_at)
-                            listener = None
+                        if not is_answering:
+                            is_answering = True
+                            self._judge(member, epoch, None)
+                        if chunk.completion_tokens:
+                            job.progress(chunk.completion_tokens)
+                            if listener is not None:
+                                listener(request.prompt_tokens, monotonic() - asked_at)
+                                listener = None
                         yield chunk
+                    return
             except EngineError as error:
-                if is_answering or error.kind not in PASSED_OVER or member is candidates[-1]:
+                self._judge(member, epoch, error)
+                num_broken += error.kind == "broken_stream"
+                if is_answering or not may_go_elsewhere(error, num_broken) or not self._others_left(tried):
                     raise
-            else:
-                return
+                if not self._budget.withdraw():
+                    member.num_unretried += 1
+                    raise
+                member.num_retries += 1
             finally:
-                member.num_inflight -= 1
+                job.end()
+                member.breaker.abandoned(epoch)
+
+    async def check(self, name: str) -> None:
+        """Ask the engine called `name` whether it is well, if it can be asked, and draw the conclusion.
+
+        Whether it can be reached is all that is found out: one that answers such questions, but fails at requests,
+        is left to the requests to judge.
+        """
+        member = self._member(name)
+        breaker = member.breaker
+        is_ill = breaker.state(self._clock()) != "closed" and not breaker.is_away
+        if is_ill or not isinstance(member.engine, Checkable):
+            return
+        epoch = breaker.begin(self._clock())
+        try:
+            await member.engine.check()
+        except EngineError as error:
+            self._judge(member, epoch, error, is_check=True)
+        else:
+            if breaker.is_away:
+                self._judge(member, epoch, None)
+        finally:
+            breaker.abandoned(epoch)
+
+    def due_in(self, name: str) -> float | None:
+        """Seconds until an engine that cannot be reached is to be asked again; None if it can be reached."""
+        due_at = self._member(name).breaker.due_at()
+        return None if due_at is None else max(0.0, due_at - self._clock())
 
     async def saturation(self) -> Saturation:
         """Full when every replica is; healthy while one is."""
@@ -101,8 +209,65 @@ class EnginePool:
         for member in self._members:
             await member.engine.close()
 
-    async def _by_preference(self) -> list[_Member]:
-        if len(self._members) == 1:
-            return self._members
-        unhealthy = {id(m): not (await m.engine.saturation()).healthy for m in self._members}
-        return sorted(self._members, key=lambda m: (unhealthy[id(m)], m.num_inflight / m.slots))
+    def _choose(self, request: Request, tried: Sequence[_Member]) -> _Member:
+        """Of those not yet tried: the well, else those that said that they are full, else those that are ill.
+
+        Raises `EngineError` if none of them can be reached.
+        """
+        now = self._clock()
+        left = [member for member in self._members if member not in tried] if tried else self._members
+        if len(left) == 1 and left[0].breaker.allows(now):
+            return left[0]
+        well = [member for member in left if member.breaker.allows(now)]
+        fit = (
+            [member for member in well if not member.breaker.is_busy(now)]
+            or well
+            or [member for member in left if not member.breaker.is_away]
+        )
+        if not fit:
+            raise self._unreachable(now)
+        key = affinity_key(self._affinity, request)
+        return preferred(fit, key) if key else least_work(fit)
+
+    def _others_left(self, tried: Sequence[_Member]) -> bool:
+        """Whether the request may be sent to one more engine, and there is one that is well."""
+        now = self._clock()
+        return len(tried) < MAX_ATTEMPTS and any(m.breaker.allows(now) for m in self._members if m not in tried)
+
+    def _judge(self, member: _Member, epoch: int, error: EngineError | None, *, is_check: bool = False) -> None:
+        """Conclude from what became of something that `member` was sent; None: it answered."""
+        now = self._clock()
+        breaker = member.breaker
+        num_before, was_closed = breaker.num_opened, breaker.state(now) == "closed"
+        if error is not None and error.kind in _ILL:
+            breaker.failed(epoch, now, unreachable=error.kind == "engine_unreachable", is_check=is_check)
+        elif error is not None and error.kind == "engine_busy":
+            breaker.busy(epoch, now, _seconds(error.retry_after))
+        else:
+            breaker.succeeded(epoch)
+        is_closed = breaker.state(now) == "closed"
+        if is_closed == was_closed:
+            return
+        if breaker.num_opened > num_before:
+            _logger.warning("engine %s is left alone for a while: %s", member.name, error)
+        else:
+            _logger.info("engine %s is well again", member.name)
+        if self._on_slots is not None:
+            self._on_slots()
+
+    def _unreachable(self, now: float) -> EngineError:
+        due = [due_at for m in self._members if (due_at := m.breaker.due_at()) is not None]
+        seconds = ceil(max(1.0, min(due, default=now) - now))
+        return EngineError(503, "engine_unreachable", "no engine can be reached", retry_after=str(seconds))
+
+    def _member(self, name: str) -> _Member:
+        return next(member for member in self._members if member.name == name)
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """What a Retry-After says; None if it says nothing, or a date."""
+    try:
+        seconds = float(retry_after or "")
+    except ValueError:
+        return None
+    return seconds if isfinite(seconds) else None

@@ -177,8 +177,19 @@ class _Engines(Collector):
         changes = CounterMetricFamily(
             "driftsched_engine_limit_changes", "Moves of the limit", labels=["engine", "reason"]
         )
+        work = GaugeMetricFamily("driftsched_engine_outstanding_tokens", "Predicted to come", labels=engine)
+        alone = GaugeMetricFamily("driftsched_engine_left_alone", "1 while not well", labels=engine)
+        opened = CounterMetricFamily("driftsched_engine_outages", "Times it was left alone", labels=engine)
+        retries = CounterMetricFamily("driftsched_engine_retries", "Sent elsewhere after it failed", labels=engine)
+        spared = CounterMetricFamily("driftsched_engine_retries_refused", "Beyond the budget", labels=engine)
         for state in self._states():
             name = [state.name]
+            if (standing := state.standing) is not None:
+                work.add_metric(name, standing.outstanding_tokens)
+                alone.add_metric(name, standing.circuit != "closed")
+                opened.add_metric(name, standing.num_opened)
+                retries.add_metric(name, standing.num_retries)
+                spared.add_metric(name, standing.num_unretried)
             limit.add_metric(name, state.limit)
             inflight.add_metric(name, state.inflight)
             failed.add_metric(name, state.failed_scrapes)
@@ -193,6 +204,7 @@ class _Engines(Collector):
                 if value is not None:
                     family.add_metric(name, value)
         yield from (limit, inflight, running, waiting, memory, failed, changes)
+        yield from (work, alone, opened, retries, spared)
 
 
 class _Calibrations(Collector):

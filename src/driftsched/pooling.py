@@ -1,0 +1,124 @@
+"""One pool of engines, wired together: who generates, how much each is given, and whether they are well."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+
+from driftsched.config import EngineSettings, RetrySettings
+from driftsched.core.errors import ConfigError
+from driftsched.core.limit import MAX_LIMIT, AdaptiveLimit
+from driftsched.engines.balance import Affinity
+from driftsched.engines.control import DispatchControl, Member
+from driftsched.engines.health import HealthChecks
+from driftsched.engines.openai import OpenAIEngine
+from driftsched.engines.pool import EnginePool
+from driftsched.engines.retries import RetryBudget
+from driftsched.gateway.catalogue import DEFAULT_SLOTS, Catalogue
+from driftsched.queues.memory import MemoryQueue
+
+_logger = logging.getLogger(__name__)
+
+
+class Fleet:
+    """The engines of one pool, and the queue whose slots are theirs.
+
+    Start it inside a running loop, once whoever dispatches is known; and close it.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[EngineSettings],
+        *,
+        affinity: Affinity = "none",
+        retries: RetrySettings | None = None,
+    ) -> None:
+        """Raises `ConfigError` if an engine cannot be made, or two have one name."""
+        retries = retries or RetrySettings()
+        members = [_member(settings) for settings in engines]
+        self._settings = {member.engine.name: settings for member, settings in zip(members, engines, strict=True)}
+        self.pool = EnginePool(
+            [(member.engine, member.limit) for member in members],
+            checked=[name for name, settings in self._settings.items() if settings.check_seconds is not None],
+            affinity=affinity,
+            budget=RetryBudget(retries.share, retries.burst),
+        )
+        self.queue = MemoryQueue(self.pool.slots)
+        self.control = DispatchControl(
+            members, self.pool, on_limit=self._use_limit, waits=lambda: self.queue.num_waiting > 0
+        )
+        self.catalogue = Catalogue([member.engine for member in members], on_slots=self.control.told)
+        self._checks = HealthChecks(self.pool)
+        self._slots_changed = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._dispatch: Callable[[], Awaitable[None]] | None = None
+        self.pool.on_slots(self._slots_changed.set)
+
+    async def start(self, dispatch: Callable[[], Awaitable[None]]) -> None:
+        """Ask the engines what they serve, and look after them from here on. Raises `ConfigError` if they differ.
+
+        `dispatch` gives every free slot to whoever is next.
+        """
+        self._dispatch = dispatch
+        self._following = asyncio.get_running_loop().create_task(self._follow_slots())
+        await self.catalogue.start()
+        self.control.start()
+        for name, settings in self._settings.items():
+            if settings.check_seconds is not None:
+                self._checks.watch(name, settings.check_seconds)
+
+    async def close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self._checks.close()
+        await self.control.close()
+        await self.catalogue.close()
+        await self.pool.close()
+
+    async def _use_limit(self, engine: str, limit: int) -> None:
+        self.pool.set_slots(engine, limit)
+        await self._use_slots()
+
+    async def _use_slots(self) -> None:
+        await self.queue.resize(self.pool.slots)
+        if self._dispatch is not None:
+            await self._dispatch()
+
+    async def _follow_slots(self) -> None:
+        while True:
+            await self._slots_changed.wait()
+            self._slots_changed.clear()
+            try:
+                await self._use_slots()
+            except Exception:  # one change that fails must not end all later ones
+                _logger.exception("the number of slots could not be changed")
+
+
+def _member(settings: EngineSettings) -> Member[OpenAIEngine]:
+    """The engine with the limit it starts with, and what may become of it."""
+    start = settings.max_inflight or DEFAULT_SLOTS
+    adaptive = None
+    if settings.adapts:
+        adaptive = AdaptiveLimit(start, floor=settings.min_inflight, ceiling=settings.max_inflight or MAX_LIMIT)
+    return Member(_http_engine(settings), start, adaptive, settings.scrape_seconds)
+
+
+def _http_engine(settings: EngineSettings) -> OpenAIEngine:
+    api_key = None
+    if settings.api_key_env is not None:
+        api_key = os.environ.get(settings.api_key_env)
+        if not api_key:
+            raise ConfigError(f"engines: the environment variable {settings.api_key_env} is not set")
+    return OpenAIEngine(
+        settings.url,
+        name=settings.name,
+        kind=settings.kind,
+        api_key=api_key,
+        priority=settings.priority,
+        max_inflight=settings.max_inflight,
+        connect_timeout_seconds=settings.timeouts.connect_seconds,
+        first_byte_timeout_seconds=settings.timeouts.first_token_seconds,
+        idle_timeout_seconds=settings.timeouts.between_tokens_seconds,
+        total_timeout_seconds=settings.timeouts.total_seconds,
+    )
