@@ -126,6 +126,8 @@ class PerTierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes and times. Every one is a bound: nothing here may grow or wait for ever."""
 
+    max_connections: int = 16_384
+    """Connections of clients; one more is told 503 and closed. At most half of the files the process may open."""
     max_body_bytes: int = 8 << 20
     max_waiting: int = 10_000
     max_waiting_per_tenant: int = 10_000
@@ -149,7 +151,7 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_reranks: int = MAX_RERANKS
     """Waiting requests predicted and placed anew at each end of a request; 0: they keep the place of admission."""
     max_stall_seconds: float = 60.0
-    """How long a client may take to send its body, or to accept the next piece of its answer."""
+    """How long a client may take to send its head, its body, or to accept the next piece of its answer."""
     keep_alive_seconds: float | None = None
     """Between two comments in a stream that still waits; None: nothing is sent before the answer begins."""
     drain_seconds: float = 60.0
@@ -436,6 +438,7 @@ def _check_digest(where: str, digest: str) -> None:
 
 def _check_limits(limits: LimitSettings) -> None:
     for name in (
+        "max_connections",
         "max_body_bytes",
         "max_waiting",
         "max_waiting_per_tenant",

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ import uvicorn
 import uvloop
 
 from driftsched import __version__
-from driftsched.config import Settings
+from driftsched.config import LimitSettings, Settings
 from driftsched.core.errors import ConfigError
 from driftsched.core.protocols import Accountable, Engine, Listener
 from driftsched.core.scheduler import Scheduler
@@ -26,6 +27,7 @@ from driftsched.estimators import create_classifier, create_counter, create_esti
 from driftsched.estimators.describe import PromptDescriber
 from driftsched.gateway.app import Gateway, Readiness
 from driftsched.gateway.dispatcher import MonotonicClock
+from driftsched.gateway.edge import EdgeLimits, edge_protocol
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
@@ -47,6 +49,8 @@ GC_THRESHOLD = 20_000
 the default of 700 would have it look several times a request for nothing."""
 BACKLOG = 4096
 """Connections the kernel may hold before they are accepted."""
+MAX_OPEN_FILES = 65_536
+"""Enough for any load of one process; an unlimited number would only hide a leak."""
 
 
 def build_gateway(
@@ -225,7 +229,8 @@ async def _serve(settings: Settings) -> None:
             gc.set_threshold(GC_THRESHOLD)
             gc.collect()
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
-            await run_app(gateway, listener, "driftsched", drain_seconds=settings.limits.drain_seconds)
+            limits = settings.limits
+            await run_app(gateway, listener, "driftsched", edge=_edge(limits), drain_seconds=limits.drain_seconds)
     finally:
         if tuning is not None:
             await tuning.close()
@@ -247,11 +252,29 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host} port {port}: {error}") from None
 
 
-async def run_app(app: object, listener: socket.socket, what: str, *, drain_seconds: float = 5.0) -> None:
+def raise_open_files() -> int:
+    """Let this process open as many files as it may, up to `MAX_OPEN_FILES`; how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return wanted if soft == resource.RLIM_INFINITY else soft
+
+
+def _edge(limits: LimitSettings) -> EdgeLimits:
+    """Half of all files are left to engines and the like: were clients to take all, nobody could be served."""
+    return EdgeLimits(min(limits.max_connections, raise_open_files() // 2), limits.max_stall_seconds)
+
+
+async def run_app(
+    app: object, listener: socket.socket, what: str, *, edge: EdgeLimits | None = None, drain_seconds: float = 5.0
+) -> None:
     """Serve an ASGI application on `listener` until a signal, and say on stderr when it is ready."""
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn's own types want a narrower scope than ASGI defines
-        http="httptools",
+        http=edge_protocol(edge or EdgeLimits()),
+        ws="none",
         loop="none",
         log_config=None,
         access_log=False,

@@ -16,6 +16,7 @@ from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.simulated import SimulatedEngine
 from driftsched.gateway.app import Gateway
 from driftsched.gateway.catalogue import Catalogue
+from driftsched.gateway.edge import EdgeLimits, edge_protocol
 from driftsched.queues.memory import MemoryQueue
 from driftsched.selftuning import SelfTuning
 from driftsched.serving import build_gateway
@@ -32,10 +33,16 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 @asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
+async def serving(app: Any, edge: EdgeLimits | None = None) -> AsyncIterator[str]:
     """Serve an ASGI application on a free port of the loopback interface; give its URL."""
     config = uvicorn.Config(
-        app, http="httptools", loop="none", log_config=None, access_log=False, timeout_graceful_shutdown=5
+        app,
+        http=edge_protocol(edge or EdgeLimits()),
+        ws="none",
+        loop="none",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
     )
     config.load()
     server = uvicorn.Server(config)
@@ -89,6 +96,7 @@ async def live_gateway(
     journal: Journal | None = None,
     shadow: Shadowing | None = None,
     tuning: SelfTuning | None = None,
+    edge: EdgeLimits | None = None,
 ) -> AsyncIterator[House]:
     """A gateway in front of `engine`, which it closes and, unless there is a catalogue, asks for its models.
 
@@ -111,7 +119,7 @@ async def live_gateway(
         listeners=[events.append],
     )
     try:
-        async with serving(gateway) as url:
+        async with serving(gateway, edge) as url:
             house = House(url, gateway, queue, catalogue, events)
             yield house
             await house.settled()

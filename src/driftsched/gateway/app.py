@@ -18,7 +18,16 @@ from driftsched.core.protocols import Clock, Engine, Policy
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.payload import Payload
 from driftsched.gateway.admin import ADMIN, Admin
-from driftsched.gateway.answer import METRICS_CONTENT_TYPE, Answer, Headers, Message, Receive, Send, respond
+from driftsched.gateway.answer import (
+    METRICS_CONTENT_TYPE,
+    Answer,
+    HeaderList,
+    Headers,
+    Message,
+    Receive,
+    Send,
+    respond,
+)
 from driftsched.gateway.dispatcher import Dispatcher
 from driftsched.gateway.errors import (
     ClientLeftError,
@@ -33,7 +42,7 @@ from driftsched.gateway.errors import (
     internal,
     stopping,
 )
-from driftsched.gateway.tenants import effective_tier
+from driftsched.gateway.tenants import TENANT_HEADER, effective_tier
 from driftsched.gateway.whereabouts import Whereabouts
 from driftsched.gateway.wire import CHAT, COMPLETIONS, Call, decode_body, read_call
 
@@ -43,6 +52,7 @@ MAX_REQUEST_ID_BYTES = 128
 QUEUE = "/v1/queue/"
 
 _FORWARDED = (b"traceparent", b"tracestate")  # what of a client's headers an engine gets to see
+_SAID_ONCE = (b"authorization", b"host", TENANT_HEADER)
 _SESSION = b"x-session-id"
 _MAX_QUEUE_SECONDS = b"x-driftsched-max-queue-seconds"
 _SLO_SECONDS = b"x-driftsched-slo-seconds"
@@ -146,6 +156,8 @@ class Gateway:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         headers: Headers = dict(scope["headers"])
         try:
+            if len(headers) < len(scope["headers"]):
+                _refuse_repeated(scope["headers"])
             handler = self._route(scope["path"], scope["method"])
             await handler(headers, receive, send)
         except HttpError as error:
@@ -153,7 +165,7 @@ class Gateway:
         except ClientLeftError:
             return  # nobody is there to be told
         except Exception:  # what a generation may meet is handled where it runs: here no response has begun
-            _logger.exception("%s %s failed", scope["method"], scope["path"])
+            _logger.exception("%s %r failed", scope["method"], scope["path"])  # a path may hold line breaks
             await self._refuse(internal(), headers, send)
 
     async def _refuse(self, error: HttpError, headers: Headers, send: Send) -> None:
@@ -340,6 +352,13 @@ class Gateway:
         if self._private_metrics and self._admin is not None:
             self._admin.check(headers)
         await respond(send, 200, self._metrics(), content_type=METRICS_CONTENT_TYPE)
+
+
+def _refuse_repeated(lines: HeaderList) -> None:
+    """Raises `HttpError` 400 if it is said twice who calls: whoever looked before us may have taken the other."""
+    for name in _SAID_ONCE:
+        if sum(key == name for key, _ in lines) > 1:
+            raise HttpError(400, f"The header {name.decode()} is there twice.", code="repeated_header")
 
 
 def _request_id(headers: Headers, otherwise: str) -> bytes:
