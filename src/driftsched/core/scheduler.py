@@ -2,10 +2,10 @@
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from math import floor, inf, isfinite
+from math import inf
 from typing import NoReturn
 
 from driftsched.core.admission import WHOLE_QUEUE, Backlog, Bounds
@@ -13,29 +13,20 @@ from driftsched.core.errors import RejectedError
 from driftsched.core.events import (
     Admitted,
     Dispatched,
-    DriftDetected,
     Event,
     Evicted,
     Failed,
     Finished,
     FirstToken,
     PolicyChanged,
-    Recalibrated,
     Rejected,
     Reranked,
 )
+from driftsched.core.lessons import Lessons
 from driftsched.core.model import UNDIVIDED, Estimate, Load, Request, Ticket, Tier, Usage
+from driftsched.core.placing import Placing, prices_alike
 from driftsched.core.promises import Promise, Promises
-from driftsched.core.protocols import (
-    Describer,
-    Estimator,
-    Lenient,
-    Listener,
-    Outliving,
-    Policy,
-    Queue,
-    Triage,
-)
+from driftsched.core.protocols import Describer, Estimator, Listener, Policy, Queue
 from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
 from driftsched.core.shedding import Shedding
 from driftsched.core.throughput import Throughput
@@ -96,9 +87,8 @@ class Scheduler:
 
         `sheds`: when the whole queue is full, evict waiting tickets of least value for a request of better value.
         """
-        self._use(policy)
+        self._placing = Placing(policy)
         self._estimator = estimator
-        self._outliving = estimator if isinstance(estimator, Outliving) else None
         self._describer = describer
         self._queue = queue
         self._bounds = bounds or Bounds()
@@ -110,6 +100,7 @@ class Scheduler:
         self._usual = Usual()
         self._waits = Waits()
         self._revisions = Revisions(max_reranks)
+        self._lessons = Lessons(estimator, describer, self._revisions)
         self._shedding = Shedding() if sheds else None
         self._shed: list[Ticket] = []
         self._flights: dict[str, _Flight] = {}
@@ -121,6 +112,7 @@ class Scheduler:
     @property
     def load(self) -> Load:
         """How busy the pool is now."""
+        divided = self._backlog.tokens_by_band_and_tier() if self._placing.triages else UNDIVIDED
         return Load(
             num_waiting=self._backlog.num_waiting,
             num_inflight=self._backlog.num_inflight,
@@ -129,7 +121,7 @@ class Scheduler:
             long_tokens=self._usual.long_tokens,
             middle_tokens=self._usual.middle_tokens,
             usual_drain_seconds=self._usual.drain_seconds,
-            waiting_by_band_and_tier=self._backlog.tokens_by_band_and_tier() if self._triage else UNDIVIDED,
+            waiting_by_band_and_tier=divided,
         )
 
     @property
@@ -162,7 +154,7 @@ class Scheduler:
         load = self.load
         estimate = self._estimator.predict(request)
         promise = self._promise(request, estimate, now)
-        ticket = self._place(request, estimate, load, promise.overdue_at, next(self._seq))
+        ticket = self._placing.place(request, estimate, load, overdue_at=promise.overdue_at, seq=next(self._seq))
         if self._rejects_unattainable:
             self._reject_unattainable(ticket, load, now)
         victims = self._victims(ticket, crowded, now) if crowded else []
@@ -207,9 +199,7 @@ class Scheduler:
 
         That is where its answer becomes longer than was promised; infinite if nobody wants to know.
         """
-        if self._outliving is None or not isfinite(ticket.estimate.q90):
-            return inf
-        return floor(ticket.estimate.q90) + 1
+        return self._lessons.milestone(ticket)
 
     async def progress(self, ticket_id: str, usage: Usage, now: float) -> None:
         """Tokens are flowing. Call at the first, the `milestone`, and at times: a long answer pays as it grows."""
@@ -219,10 +209,11 @@ class Scheduler:
         if flight.first_token_at is None and usage.completion_tokens > 0:
             flight.first_token_at = now
             self._tell(FirstToken(now, flight.ticket))
-        if self._outliving is not None and usage.completion_tokens >= flight.milestone:
+        if usage.completion_tokens >= flight.milestone:
             flight.milestone = inf
-            self._outlive(self._outliving, flight.ticket, usage, now)
-        charge = self._price(flight.ticket, usage)
+            for change in self._lessons.outlive(flight.ticket, usage, now):
+                self._tell(change)
+        charge = self._placing.price(flight.ticket, usage)
         if charge > flight.charge and await self._queue.settle(ticket_id, charge, release=False):
             flight.charge = charge
 
@@ -231,7 +222,7 @@ class Scheduler:
         flight = await self._settle(ticket_id, usage, now)
         if flight is None:
             return False
-        self._learn(flight.ticket, usage, finish_reason != "length", now)
+        self._learn(flight.ticket, usage, now, finished=finish_reason != "length")
         self._tell(
             Finished(
                 now,
@@ -251,7 +242,7 @@ class Scheduler:
         flight = await self._settle(ticket_id, usage, now)
         if flight is None:
             return False
-        self._learn(flight.ticket, usage, False, now)
+        self._learn(flight.ticket, usage, now, finished=False)
         self._tell(Failed(now, flight.ticket, error, usage, flight.dispatched_at, flight.charge))
         await self._follow_feedback(now)
         return True
@@ -264,7 +255,7 @@ class Scheduler:
         flight = await self._settle(ticket.id, usage, now)
         if flight is None:
             return False
-        self._learn(flight.ticket, usage, False, now)
+        self._learn(flight.ticket, usage, now, finished=False)
         self._tell(Evicted(now, flight.ticket, reason, usage, flight.dispatched_at, flight.charge))
         await self._follow_feedback(now)
         return True
@@ -282,8 +273,9 @@ class Scheduler:
 
         Accounts go on if it names and prices what is in flight as the policy before did; else they begin anew.
         """
-        goes_on = self._prices_alike(policy)
-        self._use(policy)
+        inflight = [flight.ticket for flight in self._flights.values()]
+        goes_on = bool(inflight) and prices_alike(policy, inflight)
+        self._placing.use(policy)
         if not goes_on:
             await self._queue.restart_accounts()
         self._unplaced = deque(self._revisions.waiting())
@@ -356,39 +348,12 @@ class Scheduler:
         retry = "Do not retry." if retry_after_seconds is None else "Retry later."
         raise RejectedError(reason, f"{_REJECTIONS[reason]} {retry}", retry_after_seconds)
 
-    def _use(self, policy: Policy) -> None:
-        self._policy = policy
-        self._lead = policy.lead if isinstance(policy, Lenient) else 0.0
-        self._triage = policy if isinstance(policy, Triage) else None
-
-    def _prices_alike(self, policy: Policy) -> bool:
-        """Whether accounts may go on under `policy`: it has the flows and prices of what is in flight."""
-        tickets = [flight.ticket for flight in self._flights.values()]
-        return bool(tickets) and all(
-            (policy.flow(t.request), policy.charge(t.request, _expected_usage(t.request, t.estimate)))
-            == (t.flow, t.charge)
-            for t in tickets
-        )
-
-    def _place(self, request: Request, estimate: Estimate, load: Load, overdue_at: float, seq: int) -> Ticket:
-        return Ticket(
-            request=request,
-            estimate=estimate,
-            seq=seq,
-            band=self._triage.triage(request, estimate, load) if self._triage else self._policy.band(request),
-            flow=self._policy.flow(request),
-            rank=self._policy.rank(request, estimate, load),
-            charge=self._policy.charge(request, _expected_usage(request, estimate)),
-            overdue_at=overdue_at,
-            lead=self._lead,
-        )
-
     async def _settle(self, ticket_id: str, usage: Usage, now: float) -> _Flight | None:
         """End a flight at its actual price. None if it is not in flight, or somebody else has just ended it."""
         flight = self._flights.get(ticket_id)
         if flight is None:
             return None
-        charge = self._price(flight.ticket, usage)
+        charge = self._placing.price(flight.ticket, usage)
         if not await self._queue.settle(ticket_id, charge, release=True):
             return None
         del self._flights[ticket_id]
@@ -398,52 +363,9 @@ class Scheduler:
         self._throughput.observe(now, busy=True, tokens=usage.completion_tokens)
         return flight
 
-    def _price(self, ticket: Ticket, usage: Usage) -> float:
-        """What `usage` costs; the expected charge if the policy has no price for it, so that no slot is lost."""
-        try:
-            charge = self._policy.charge(ticket.request, usage)
-            if isfinite(charge) and charge >= 0:
-                return charge
-            _logger.error(
-                "policy priced %s of request %s at %s: charging what was expected", usage, ticket.id, charge
-            )
-        except Exception:  # a plug-in that cannot price must not keep its ticket in flight for ever
-            _logger.exception(
-                "policy could not price %s of request %s: charging what was expected", usage, ticket.id
-            )
-        return ticket.charge
-
-    def _learn(self, ticket: Ticket, usage: Usage, finished: bool, now: float) -> None:
-        request, estimate = ticket.request, ticket.estimate
-        if not finished and usage.completion_tokens == 0:
-            return  # a lower bound of nothing teaches nothing
-
-        def learn() -> float | None:
-            self._describer.learn(request, usage)
-            return self._estimator.learn(request, usage, finished=finished, estimate=estimate)
-
-        self._teach(learn, request, usage, now)
-
-    def _outlive(self, estimator: Outliving, ticket: Ticket, usage: Usage, now: float) -> None:
-        def outlive() -> float | None:
-            return estimator.outlive(ticket.request, ticket.estimate, usage.completion_tokens)
-
-        self._teach(outlive, ticket.request, usage, now)
-
-    def _teach(self, lesson: Callable[[], float | None], request: Request, usage: Usage, now: float) -> None:
-        """Give the estimator a lesson, and tell what that has changed for requests like this one."""
-        try:
-            before = self._estimator.bias(request)
-            factor = lesson()
-            after = self._estimator.bias(request)
-            self._revisions.recalibrated(request, before, after)
-        except Exception:  # a plug-in that cannot learn must not keep what happened from being told
-            _logger.exception("estimator could not learn %s of request %s", usage, request.id)
-            return
-        if after != before:
-            self._tell(Recalibrated(now, request.model, request.category, before, after))
-        if factor is not None:
-            self._tell(DriftDetected(now, request.model, request.category, factor))
+    def _learn(self, ticket: Ticket, usage: Usage, now: float, *, finished: bool) -> None:
+        for change in self._lessons.learn(ticket, usage, now, finished=finished):
+            self._tell(change)
 
     async def _follow_feedback(self, now: float) -> None:
         """Predict and place anew the next few waiting tickets whose kind feedback has moved."""
@@ -465,8 +387,7 @@ class Scheduler:
         """Predict and place a waiting ticket again, under the load it was admitted at. False if it did not move."""
         ticket = waiting.ticket
         estimate = self._estimator.revise(ticket.request, ticket.estimate)
-        rank = self._policy.rank(ticket.request, estimate, waiting.load)
-        charge = self._policy.charge(ticket.request, _expected_usage(ticket.request, estimate))
+        rank, charge = self._placing.rank_and_charge(ticket.request, estimate, waiting.load)
         moves = (rank, charge) != (ticket.rank, ticket.charge)
         if moves and not await self._queue.rerank(ticket.id, rank, charge):
             return False
@@ -485,7 +406,9 @@ class Scheduler:
             return  # it left since the policy was adopted
         before = waiting.ticket
         try:
-            after = self._place(before.request, before.estimate, waiting.load, before.overdue_at, before.seq)
+            after = self._placing.place(
+                before.request, before.estimate, waiting.load, overdue_at=before.overdue_at, seq=before.seq
+            )
             moved = await self._queue.move(after)
         except Exception:  # a plug-in that cannot place it: it keeps its place, and is served all the same
             _logger.exception("request %s keeps its place: the policy could not place it anew", before.id)
@@ -515,10 +438,6 @@ class Scheduler:
                 listener(event)
             except Exception:  # a listener's failure is its own: no account may depend on it
                 _logger.exception("listener %r failed on %s", listener, type(event).__name__)
-
-
-def _expected_usage(request: Request, estimate: Estimate) -> Usage:
-    return Usage(request.prompt_tokens, round(estimate.expected_tokens))
 
 
 _REJECTIONS = {
