@@ -12,6 +12,7 @@ from driftsched.config import (
     LimitSettings,
     MetricsSettings,
     PerTierSettings,
+    QuotaSettings,
     Settings,
     StateSettings,
     TenantSettings,
@@ -153,6 +154,10 @@ def limits(**values: Any) -> dict[str, Any]:
         ({"tenants": [TenantSettings("")]}, r"tenants\[0\]\.id"),
         ({"tenants": [ALICE, TenantSettings("alice")]}, r"tenants\[1\]\.id: .*'alice'"),
         ({"tenants": [TenantSettings("a", tier="gold")]}, r"tenants\[0\]\.tier: .*gold.*premium"),
+        (
+            {"tenants": [TenantSettings("a", quota=QuotaSettings(max_inflight=0))]},
+            r"tenants\[0\]\.quota\.max_inflight: .*at least 1",
+        ),
         ({"tenants": [TenantSettings("a", weight=0)]}, r"tenants\[0\]\.weight"),
         ({"tenants": [TenantSettings("a", weight=NAN)]}, r"tenants\[0\]\.weight"),
         ({"tenants": [TenantSettings("a", weight=INF)]}, r"tenants\[0\]\.weight"),
@@ -302,6 +307,7 @@ def defined(made: msgspec.Struct | type[msgspec.Struct], prefix: str = "") -> di
 def test_every_setting_is_documented_with_its_default() -> None:
     expected = defined(Settings())
     expected |= defined(EngineSettings, "engines[].") | defined(TenantSettings, "tenants[].")
+    expected |= defined(QuotaSettings, "tenants[].quota.")
     assert expected == described()
 
 

@@ -12,7 +12,7 @@ import yaml
 from driftsched.core.admission import Bounds
 from driftsched.core.errors import ConfigError
 from driftsched.core.goals import parse_goal
-from driftsched.core.model import Tenant, Tier
+from driftsched.core.model import Quota, Tenant, Tier
 from driftsched.core.protocols import EngineKind
 from driftsched.core.revision import MAX_RERANKS
 from driftsched.core.specs import parse_spec, spec_text
@@ -84,6 +84,18 @@ class PartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
+class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a tenant may ask for; None: no such limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt and completion tokens: as predicted at admission, as used in the end."""
+    max_inflight: int | None = None
+    """Requests at the engines."""
+    max_waiting: int | None = None
+    """Requests that have not come to the engines yet."""
+
+
 class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may call."""
 
@@ -91,6 +103,8 @@ class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tier: str = "standard"
     weight: float = 1.0
     """Share of the engines relative to other tenants."""
+    quota: QuotaSettings | None = None
+    """None: it shares what there is with the others, and nothing else limits it."""
     keys_sha256: list[str] = []
     """SHA-256 of each of its API keys, in hex. Keys themselves are never written down."""
     trusted_keys_sha256: list[str] = []
@@ -366,7 +380,8 @@ def _convert(document: object, kind: type[T], where: str) -> T:
 
 
 def _tenant(settings: TenantSettings) -> Tenant:
-    return Tenant(settings.id, Tier.parse(settings.tier), settings.weight)
+    quota = None if settings.quota is None else Quota(settings.id, **msgspec.structs.asdict(settings.quota))
+    return Tenant(settings.id, Tier.parse(settings.tier), settings.weight, quota)
 
 
 def _check_engine(where: str, engine: EngineSettings) -> None:
@@ -404,6 +419,9 @@ def _check_tenants(tenants: list[TenantSettings]) -> None:
         if not (isfinite(tenant.weight) and tenant.weight > 0):
             raise ConfigError(f"{where}.weight: must be greater than 0, not {tenant.weight}")
         _check_tier(f"{where}.tier", tenant.tier)
+        for name, value in msgspec.structs.asdict(tenant.quota or QuotaSettings()).items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{where}.quota.{name}: must be at least 1, not {value}")
         for digest in tenant.digests:
             _check_digest(f"{where}.keys_sha256", digest)
             if digest in seen_keys:

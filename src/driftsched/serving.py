@@ -19,6 +19,7 @@ from driftsched import __version__
 from driftsched.config import LimitSettings, Settings
 from driftsched.core.errors import ConfigError
 from driftsched.core.protocols import Accountable, Engine, Listener
+from driftsched.core.quotas import Quotas
 from driftsched.core.scheduler import Scheduler
 from driftsched.core.specs import parse_spec, spec_text
 from driftsched.engines.control import DispatchControl
@@ -28,6 +29,7 @@ from driftsched.estimators.describe import PromptDescriber
 from driftsched.gateway.app import Gateway, Readiness
 from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.edge import EdgeLimits, edge_protocol
+from driftsched.gateway.holding import Holding
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
@@ -87,6 +89,7 @@ def build_gateway(
         version=__version__,
         max_tenants=settings.metrics.max_tenants,
     )
+    quotas = Quotas()
     scheduler = Scheduler(
         policy=create_policy(policy.name, **policy.options),
         estimator=made_estimator,
@@ -98,6 +101,7 @@ def build_gateway(
         max_reranks=settings.limits.max_reranks,
         rejects_unattainable=settings.limits.reject_unattainable,
         sheds=settings.limits.shed,
+        quotas=quotas,
         listeners=(
             metrics,
             log_drift,
@@ -106,10 +110,18 @@ def build_gateway(
             *listeners,
         ),
     )
+    clock = MonotonicClock()
+    holding = Holding(
+        scheduler,
+        clock,
+        max_held=settings.limits.max_waiting_per_tenant,
+        max_held_bytes=settings.limits.max_waiting_bytes,
+    )
     metrics.watch(
         lambda: scheduler.load,
         lambda: journal.dropped if journal else 0,
         made_estimator.calibration if isinstance(made_estimator, Accountable) else tuple,
+        lambda: holding.num_held,
     )
     if control is not None:
         metrics.watch_engines(control.states)
@@ -117,7 +129,6 @@ def build_gateway(
         engine.expect(scheduler.expected_tokens_of)
     if shadow is not None:
         metrics.registry.register(ShadowMetrics(shadow))
-    clock = MonotonicClock()
     admin = make_admin(
         settings,
         scheduler=scheduler,
@@ -142,6 +153,8 @@ def build_gateway(
         keep_alive_seconds=settings.limits.keep_alive_seconds,
         admin=admin,
         private_metrics=settings.metrics.require_admin_key,
+        quotas=quotas,
+        holding=holding,
     )
 
 

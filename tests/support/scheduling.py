@@ -8,6 +8,7 @@ from driftsched.core.admission import Bounds
 from driftsched.core.events import Dispatched, Event
 from driftsched.core.model import Estimate, Request, Tenant, Tier, Usage
 from driftsched.core.protocols import Estimator, Policy, Queue
+from driftsched.core.quotas import Quotas
 from driftsched.core.revision import MAX_RERANKS
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.model import BatchModel
@@ -122,6 +123,7 @@ def scheduler_of(
     max_reranks: int = MAX_RERANKS,
     rejects_unattainable: bool = False,
     sheds: bool = False,
+    quotas: Quotas | None = None,
     listeners: Iterable[Callable[[Event], None]] = (),
 ) -> Scheduler:
     """A scheduler over a memory queue, for requests that are described already."""
@@ -136,6 +138,7 @@ def scheduler_of(
         max_reranks=max_reranks,
         rejects_unattainable=rejects_unattainable,
         sheds=sheds,
+        quotas=quotas,
         listeners=listeners,
     )
 

@@ -148,7 +148,10 @@ class Backlog:
 
     def _exceeds_of_tenant(self, bounds: Bounds, request: Request) -> str | None:
         waiting = self._by_tenant.get(request.tenant.id, NOTHING)
-        if waiting.number >= bounds.max_waiting_per_tenant:
+        quota = request.tenant.quota
+        if waiting.number >= bounds.max_waiting_per_tenant or (
+            quota is not None and quota.max_waiting is not None and waiting.number >= quota.max_waiting
+        ):
             return "tenant_queue_full"
         if waiting.bytes + request.payload_bytes > bounds.max_waiting_bytes_per_tenant:
             return "tenant_bytes_full"

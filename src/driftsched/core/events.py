@@ -36,7 +36,9 @@ class Rejected:
     """`queue_full`, `queue_tokens_full`, `queue_bytes_full`, the same three of its tenant (`tenant_queue_full`,
     `tenant_tokens_full`, `tenant_bytes_full`) and of its tier (`tier_queue_full`, `tier_tokens_full`,
     `tier_bytes_full`), `max_wait_unattainable` (a maximum wait could not be kept), `deadline_unattainable` (it
-    would expire before its turn) or `shutting_down`."""
+    would expire before its turn), `requests_quota` or `tokens_quota` (its tenant has asked for so much this
+    minute), `tenant_inflight_full` (for all the time that it may wait so many of its tenant's were in line or in
+    flight that it could not join them) or `shutting_down`."""
     retry_after_seconds: float | None
     """When it is worth trying again; None if never."""
 

@@ -34,6 +34,21 @@ class Tier(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a tenant may ask for; each part is None where there is no such limit, else > 0."""
+
+    account: str
+    """Who has it: tenants of one account share it."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt and completion tokens: as predicted at admission, as used in the end."""
+    max_inflight: int | None = None
+    """Requests at the engines."""
+    max_waiting: int | None = None
+    """Requests in the gateway that have not come to the engines yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """Who pays for a request."""
 
@@ -41,6 +56,8 @@ class Tenant:
     tier: Tier = Tier.STANDARD
     weight: float = 1.0
     """Share of the engines relative to other tenants, > 0; read by the fair policies only."""
+    quota: Quota | None = None
+    """None: no limit of its own, as the rule is."""
 
 
 @dataclass(frozen=True, slots=True)

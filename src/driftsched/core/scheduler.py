@@ -27,6 +27,7 @@ from driftsched.core.model import UNDIVIDED, Estimate, Load, Request, Ticket, Ti
 from driftsched.core.placing import Placing, prices_alike
 from driftsched.core.promises import Promise, Promises
 from driftsched.core.protocols import Describer, Estimator, Listener, Policy, Queue
+from driftsched.core.quotas import Quotas, Refusal
 from driftsched.core.revision import MAX_RERANKS, Revisions, Waiting
 from driftsched.core.shedding import Shedding
 from driftsched.core.throughput import Throughput
@@ -72,6 +73,7 @@ class Scheduler:
         max_reranks: int = MAX_RERANKS,
         rejects_unattainable: bool = False,
         sheds: bool = False,
+        quotas: Quotas | None = None,
         listeners: Iterable[Listener] = (),
     ) -> None:
         """`max_wait_seconds`, by tier: a ticket that waited so long is served next, whatever the policy says.
@@ -86,6 +88,8 @@ class Scheduler:
         wait any more, or if nine of ten like it would still wait when it expires.
 
         `sheds`: when the whole queue is full, evict waiting tickets of least value for a request of better value.
+
+        `quotas`: holds the accounts of tenants that have quotas, where somebody else wants to look at them.
         """
         self._placing = Placing(policy)
         self._estimator = estimator
@@ -93,7 +97,8 @@ class Scheduler:
         self._queue = queue
         self._bounds = bounds or Bounds()
         self._promises = Promises(max_wait_seconds or {}, keeps=rejects_unattainable)
-        self._listeners = tuple(listeners)
+        self._quotas = quotas or Quotas()
+        self._listeners = (self._quotas.hear, *listeners)
         self._backlog = Backlog()
         self._max_inflight_tokens = max_inflight_tokens
         self._throughput = Throughput()
@@ -150,6 +155,7 @@ class Scheduler:
     async def submit(self, request: Request, now: float) -> Ticket:
         """Admit, predict and place. Raises `RejectedError` if the request may not wait."""
         crowded = self._reject_beyond_bounds(request, now)
+        self._reject_beyond_quota(request, self._quotas.check(request, now), now)
         request = self._describer.describe(request)
         load = self.load
         estimate = self._estimator.predict(request)
@@ -158,6 +164,7 @@ class Scheduler:
         if self._rejects_unattainable:
             self._reject_unattainable(ticket, load, now)
         victims = self._victims(ticket, crowded, now) if crowded else []
+        self._reject_beyond_quota(request, self._quotas.reserve(ticket, now), now)
         eta = self._waits.enter(ticket, load, self._backlog.waiting_of(request.tenant))
         self._backlog.enter(ticket)  # before the push: if that suspends, others may submit and dispatch meanwhile
         self._promises.enter(ticket.id, promise, now)
@@ -168,6 +175,7 @@ class Scheduler:
             await self._queue.push(ticket)
         except BaseException:
             self._leave_line(ticket)
+            self._quotas.forget(ticket.id, now)
             raise
         for victim in victims:
             await self._make_room(victim, now)
@@ -175,6 +183,10 @@ class Scheduler:
         self._usual.observe(ticket.estimate.completion_tokens, drain_seconds)
         self._tell(Admitted(now, ticket, self._backlog.num_waiting, load, eta))
         return ticket
+
+    def refuse(self, request: Request, reason: str, now: float) -> NoReturn:
+        """Raises `RejectedError` for a request that its driver does not submit; `reason` as in `Rejected`."""
+        self._reject(request, reason, self.retry_after_seconds, now)
 
     async def dispatch(self, now: float) -> Ticket | None:
         """The next ticket to serve, if one waits and a slot is free."""
@@ -311,6 +323,12 @@ class Scheduler:
             self._reject(request, reason, self.retry_after_seconds if admits else None, now)
         return reason
 
+    def _reject_beyond_quota(self, request: Request, refusal: Refusal | None, now: float) -> None:
+        if refusal is not None:
+            seconds = refusal.retry_after_seconds
+            retry_after = seconds if seconds is not None and seconds <= MAX_RETRY_AFTER_SECONDS else None
+            self._reject(request, refusal.reason, retry_after, now, refusal.message)
+
     def _victims(self, newcomer: Ticket, crowded: str, now: float) -> list[Ticket]:
         """Those to evict so that `newcomer` has room; it is rejected if it is not worth that."""
 
@@ -343,8 +361,12 @@ class Scheduler:
             self._reject(request, "max_wait_unattainable", self.retry_after_seconds, now)
         return promise
 
-    def _reject(self, request: Request, reason: str, retry_after_seconds: float | None, now: float) -> NoReturn:
+    def _reject(
+        self, request: Request, reason: str, retry_after_seconds: float | None, now: float, message: str = ""
+    ) -> NoReturn:
         self._tell(Rejected(now, request, reason, retry_after_seconds))
+        if message:
+            raise RejectedError(reason, message, retry_after_seconds)
         retry = "Do not retry." if retry_after_seconds is None else "Retry later."
         raise RejectedError(reason, f"{_REJECTIONS[reason]} {retry}", retry_after_seconds)
 
@@ -452,5 +474,6 @@ _REJECTIONS = {
     "tier_bytes_full": "The memory set aside for requests of its tier that wait has no room for it.",
     "max_wait_unattainable": "The request would wait for longer than anybody of its tier may.",
     "deadline_unattainable": "The request would wait for longer than it may.",
+    "tenant_inflight_full": "As many of your requests as may be were served all the time.",
     "shutting_down": "The server is shutting down.",
 }

@@ -9,6 +9,7 @@ from driftsched.core.waits import Eta
 from driftsched.gateway.assembly import Assembler, as_stream, is_document
 from driftsched.gateway.dispatcher import Turn
 from driftsched.gateway.errors import ClientStalledError, HttpError
+from driftsched.gateway.ratelimits import RateLimits, untold
 from driftsched.gateway.wire import Call
 
 Message = MutableMapping[str, Any]
@@ -43,16 +44,31 @@ class Answer:
     """The response to one generation, in the form its client asked for."""
 
     def __init__(
-        self, send: Send, call: Call, request_id: bytes, policy_name: bytes, *, max_stall_seconds: float
+        self,
+        send: Send,
+        call: Call,
+        request_id: bytes,
+        policy_name: bytes,
+        *,
+        max_stall_seconds: float,
+        rate_limits: RateLimits = untold,
     ) -> None:
-        """`max_stall_seconds`: how long the client may take to accept the next piece of a stream, > 0."""
+        """`max_stall_seconds`: how long the client may take to accept the next piece of a stream, > 0.
+
+        `rate_limits` are told in the headers, as they stand when those are sent.
+        """
         self._send = send
         self._max_stall_seconds = max_stall_seconds
         self._call = call
         self._story: HeaderList = [(b"x-request-id", request_id), (b"x-driftsched-policy", policy_name)]
+        self._rate_limits = rate_limits
         self._started = False
         self._assembler = Assembler()
         self._document: bytes | None = None
+
+    def held(self, seconds: float) -> None:
+        """The request was held for so long before it came into line."""
+        self._story.append((b"x-driftsched-held-seconds", b"%.6f" % seconds))
 
     async def keep_alive(self, turn: Turn) -> None:
         """Tell a client that streams that its request still waits: a comment, which readers of events pass over.
@@ -98,7 +114,10 @@ class Answer:
             lines = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers]
             reason = (b"x-driftsched-reason", (error.code or "").encode())
             await _send_whole(
-                self._send, error.status, error.body, [(b"content-type", _JSON), *self._story, reason, *lines]
+                self._send,
+                error.status,
+                error.body,
+                [(b"content-type", _JSON), *self._story, reason, *self._rate_limits(), *lines],
             )
 
     async def _stream(self, data: bytes, turn: Turn) -> None:
@@ -132,6 +151,7 @@ class Answer:
             *_eta_headers(turn.eta),
             *([] if waited is None else [(b"x-driftsched-queue-seconds", b"%.6f" % waited)]),
             (b"x-driftsched-predicted-tokens", b"%d" % round(ticket.estimate.completion_tokens)),
+            *self._rate_limits(),
         ]
 
 

@@ -15,6 +15,7 @@ from driftsched.core.errors import EngineError, RejectedError
 from driftsched.core.events import PolicyChanged
 from driftsched.core.model import Request, Tenant
 from driftsched.core.protocols import Clock, Engine, Policy
+from driftsched.core.quotas import Quotas
 from driftsched.core.scheduler import Scheduler
 from driftsched.engines.payload import Payload
 from driftsched.gateway.admin import ADMIN, Admin
@@ -28,7 +29,7 @@ from driftsched.gateway.answer import (
     Send,
     respond,
 )
-from driftsched.gateway.dispatcher import Dispatcher
+from driftsched.gateway.dispatcher import Dispatcher, Turn
 from driftsched.gateway.errors import (
     ClientLeftError,
     ClientStalledError,
@@ -42,6 +43,8 @@ from driftsched.gateway.errors import (
     internal,
     stopping,
 )
+from driftsched.gateway.holding import Holding
+from driftsched.gateway.ratelimits import rate_limits
 from driftsched.gateway.tenants import TENANT_HEADER, effective_tier
 from driftsched.gateway.whereabouts import Whereabouts
 from driftsched.gateway.wire import CHAT, COMPLETIONS, Call, decode_body, read_call
@@ -101,18 +104,24 @@ class Gateway:
         keep_alive_seconds: float | None = None,
         admin: Admin | None = None,
         private_metrics: bool = False,
+        quotas: Quotas | None = None,
+        holding: Holding | None = None,
     ) -> None:
         """`max_queue_seconds`: a request that waited so long is evicted. `max_stall_seconds`: how long a client may
         take to send its body, or to accept a piece of its answer. `keep_alive_seconds`: between two comments in a
         stream that waits; None: none. `metrics`: Prometheus text. `admin`: what operators may see; None: nothing.
         `private_metrics`: only they may read the metrics.
+        `quotas`: those of the scheduler. `holding`: where requests of tenants with `max_inflight` are held; None:
+        no such quota counts.
         """
         self.dispatcher = Dispatcher(scheduler, engine, clock, keep_alive_seconds=keep_alive_seconds)
         self._scheduler = scheduler
         self._catalogue = catalogue
         self._tenants = tenants
         self._clock = clock
-        self._whereabouts = Whereabouts(scheduler, clock)
+        self._quotas = quotas or Quotas()
+        self._holding = holding
+        self._whereabouts = Whereabouts(scheduler, clock, holding)
         self._admin = admin
         self._private_metrics = private_metrics
         self._policy_name = policy_name.encode()
@@ -201,6 +210,7 @@ class Gateway:
             public_id,
             self._policy_name,
             max_stall_seconds=self._max_stall_seconds,
+            rate_limits=rate_limits(self._quotas, request.tenant, self._clock),
         )
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - an ASGI server runs every request in a task
@@ -225,13 +235,13 @@ class Gateway:
     async def _serve(self, request: Request, answer: Answer, client_left: Callable[[], bool]) -> None:
         """Wait in line, relay the engine's answer, and say so when there is none."""
         try:
-            async with (
-                self.dispatcher.turn(request, client_left, answer.keep_alive) as turn,
-                aclosing(turn.answer()) as chunks,
-            ):
-                async for chunk in chunks:
-                    await answer.relay(chunk, turn)
-                answer.complete()
+            if request.tenant.quota is None or self._holding is None:
+                turn = await self._relay(request, answer, client_left)
+            else:
+                async with self._holding.place(request) as placed:
+                    if placed is not request:
+                        answer.held(placed.arrived_at - request.arrived_at)
+                    turn = await self._relay(placed, answer, client_left)
             await answer.end(turn)  # after the turn, so that a slow reader of a whole document holds no slot
         except RejectedError as error:
             await answer.fail(from_rejection(error))
@@ -248,6 +258,17 @@ class Gateway:
         except Exception:
             _logger.exception("request %s failed", request.id)
             await answer.fail(internal())
+
+    async def _relay(self, request: Request, answer: Answer, client_left: Callable[[], bool]) -> Turn:
+        """The turn of the request, when it is over."""
+        async with (
+            self.dispatcher.turn(request, client_left, answer.keep_alive) as turn,
+            aclosing(turn.answer()) as chunks,
+        ):
+            async for chunk in chunks:
+                await answer.relay(chunk, turn)
+            answer.complete()
+        return turn
 
     def _understand(self, endpoint: str, body: bytes, headers: Headers) -> tuple[Call, Request]:
         """What the client wants, and what of it the scheduler needs to know. Raises `HttpError` 400, 401 or 404."""

@@ -52,6 +52,14 @@ def error_document(message: str, type_: str, param: str | None = None, code: str
 
 def from_rejection(error: RejectedError) -> HttpError:
     """429 when retrying helps; 503 when this server is going away."""
+    if error.reason in _QUOTAS:
+        return HttpError(
+            429,
+            str(error),
+            type=_QUOTAS[error.reason],
+            code="rate_limit_exceeded",
+            headers=retry_headers(error.retry_after_seconds),
+        )
     return HttpError(
         503 if error.reason == "shutting_down" else 429,
         str(error),
@@ -112,6 +120,10 @@ def stopping(retry_after_seconds: float) -> HttpError:
 def internal() -> HttpError:
     """A fault of this server's own; what it is stands in the log, and is not the client's business."""
     return HttpError(500, "The server failed to answer.", type="server_error", code="internal_error")
+
+
+_QUOTAS = {"requests_quota": "requests", "tokens_quota": "tokens"}
+"""What OpenAI's error names as its type, by the reason of the rejection."""
 
 
 def retry_headers(seconds: float | None) -> tuple[tuple[str, str], ...]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from driftsched.core.model import Request, Tenant
 from driftsched.core.protocols import Clock
 from driftsched.core.scheduler import Scheduler
+from driftsched.gateway.holding import Holding
 
 MAX_DONE = 10_000
 """Requests remembered after their end; the oldest are forgotten first."""
@@ -17,8 +18,9 @@ _Name = tuple[str, bytes]
 class Whereabouts:
     """The requests of late, by the id that their client knows. Of two that are alive with one id, the later."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, holding: Holding | None = None) -> None:
         self._scheduler = scheduler
+        self._holding = holding
         self._clock = clock
         self._alive: dict[_Name, Request] = {}
         self._done: dict[_Name, str] = {}  # our id, in order of their ends
@@ -40,7 +42,7 @@ class Whereabouts:
         name = (tenant.id, public_id)
         request = self._alive.get(name)
         if request is not None:
-            return self._waiting(request) or {"status": "running"}
+            return self._held(request) or self._waiting(request) or {"status": "running"}
         return {"status": "done"} if name in self._done else None
 
     def own_id(self, public_id: bytes) -> str | None:
@@ -48,6 +50,11 @@ class Whereabouts:
         alive = (request.id for (_, name), request in reversed(self._alive.items()) if name == public_id)
         done = (own_id for (_, name), own_id in reversed(self._done.items()) if name == public_id)
         return next(alive, None) or next(done, None)
+
+    def _held(self, request: Request) -> dict[str, object] | None:
+        if self._holding is None or not self._holding.holds(request.id):
+            return None
+        return {"status": "held", "waited_seconds": round(self._clock.now() - request.arrived_at, 3)}
 
     def _waiting(self, request: Request) -> dict[str, object] | None:
         position = self._scheduler.position_of(request.id)

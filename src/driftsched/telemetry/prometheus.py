@@ -70,12 +70,14 @@ class PrometheusListener:
         load: Callable[[], Load],
         dropped_rows: Callable[[], int] = lambda: 0,
         calibration: Callable[[], Iterable[Calibration]] = tuple,
+        num_held: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Export what waits, what is in flight, what the journal lost and how right predictions have lately been,
-        read at each scrape. Call once.
+        """Export what waits, what is held before the line, what is in flight, what the journal lost and how right
+        predictions have lately been, read at each scrape. Call once.
         """
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "driftsched_waiting_requests": ("Requests in the queue now", lambda: load().num_waiting),
+            "driftsched_held_requests": ("Requests held before the queue now", num_held),
             "driftsched_inflight_requests": ("Requests at the engines now", lambda: load().num_inflight),
             "driftsched_waiting_tokens": ("Predicted tokens of what waits", lambda: load().waiting_tokens),
             "driftsched_throughput_tokens_per_second": ("Lately, while busy", lambda: load().tokens_per_second),

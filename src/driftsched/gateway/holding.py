@@ -1,0 +1,114 @@
+"""Where requests of a tenant wait that has as many in line and at the engines as its quota allows.
+
+They are held before the line, not in it: no slot is kept free for them, nobody waits behind them, and what the
+scheduler measures and promises is of requests that could be served. As soon as one of the tenant's leaves, the one
+that was held longest takes its place, and arrives in line then.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from math import inf
+
+from driftsched.core.model import Request
+from driftsched.core.protocols import Clock
+from driftsched.core.scheduler import Scheduler
+
+
+@dataclass(slots=True)
+class _Account:
+    max_inflight: int
+    """As the last request of it says."""
+    num_present: int = 0
+    """In line or at the engines."""
+    held: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+    def fill(self) -> None:
+        """Give free places to those held longest."""
+        while self.held and self.num_present < self.max_inflight:
+            self.num_present += 1
+            self.held.popleft().set_result(None)
+
+
+class Holding:
+    """Places of tenants with `max_inflight`. Those of one account share them."""
+
+    def __init__(self, scheduler: Scheduler, clock: Clock, *, max_held: int, max_held_bytes: int) -> None:
+        """`max_held`: requests of one account that may be held, unless its `max_waiting` says another number.
+
+        `max_held_bytes`: of the bodies of all that is held.
+        """
+        self._scheduler = scheduler
+        self._clock = clock
+        self._max_held = max_held
+        self._max_held_bytes = max_held_bytes
+        self._accounts: dict[str, _Account] = {}  # of those that have somebody present
+        self._ids: set[str] = set()
+        self._bytes = 0
+
+    @property
+    def num_held(self) -> int:
+        return len(self._ids)
+
+    def holds(self, request_id: str) -> bool:
+        return request_id in self._ids
+
+    @asynccontextmanager
+    async def place(self, request: Request) -> AsyncIterator[Request]:
+        """Inside the block the request has a place; if it was held for it, it arrives at that instant.
+
+        Raises `RejectedError`: at once if so many are held already, or when it expires.
+        """
+        quota = request.tenant.quota
+        if quota is None or quota.max_inflight is None:
+            yield request
+            return
+        account = self._accounts.setdefault(quota.account, _Account(quota.max_inflight))
+        account.max_inflight = quota.max_inflight
+        account.fill()  # the limit may have been raised
+        if account.num_present < account.max_inflight:
+            account.num_present += 1
+        else:
+            self._check_room(request, account, self._max_held if quota.max_waiting is None else quota.max_waiting)
+            await self._hold(request, quota.account, account)
+            request = replace(request, arrived_at=self._clock.now())
+        try:
+            yield request
+        finally:
+            self._leave(quota.account, account)
+
+    def _check_room(self, request: Request, account: _Account, max_held: int) -> None:
+        if len(account.held) >= max_held:
+            self._scheduler.refuse(request, "tenant_queue_full", self._clock.now())
+        if self._bytes + request.payload_bytes > self._max_held_bytes:
+            self._scheduler.refuse(request, "queue_bytes_full", self._clock.now())
+
+    async def _hold(self, request: Request, name: str, account: _Account) -> None:
+        """Returns once the request has been given a place."""
+        given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        account.held.append(given)
+        self._ids.add(request.id)
+        self._bytes += request.payload_bytes
+        left = request.expires_at - self._clock.now()
+        try:
+            await asyncio.wait((given,), timeout=None if left == inf else max(0.0, left))
+        except asyncio.CancelledError:
+            if given.done():
+                self._leave(name, account)  # the place is another's
+            else:
+                account.held.remove(given)
+            raise
+        finally:
+            self._ids.discard(request.id)
+            self._bytes -= request.payload_bytes
+        if not given.done():
+            account.held.remove(given)
+            self._scheduler.refuse(request, "tenant_inflight_full", self._clock.now())
+
+    def _leave(self, name: str, account: _Account) -> None:
+        account.num_present -= 1
+        account.fill()
+        if account.num_present == 0:
+            del self._accounts[name]
