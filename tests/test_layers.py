@@ -33,6 +33,7 @@ COMPOSITION = {
     "serving",
     "operating",
     "pooling",
+    "observing",
     "simulation",
     "simulating",
     "benching",

@@ -111,11 +111,10 @@ def serve(
     """
     import msgspec
 
-    from driftsched import serving
+    from driftsched import observing, serving
     from driftsched.config import EngineSettings, PartSettings, Settings, load_settings
     from driftsched.core.specs import parse_spec
 
-    _log_to_stderr()
     settings = load_settings(config) if config else Settings()
     changes: dict[str, object] = {}
     if engine:
@@ -141,7 +140,9 @@ def serve(
     if state is not None or no_state:
         path = None if state is None else str(state)
         changes["state"] = msgspec.structs.replace(settings.state, path=path)
-    serving.serve(msgspec.structs.replace(settings, **changes))
+    settings = msgspec.structs.replace(settings, **changes)
+    observing.log_to_stderr(settings.log)
+    serving.serve(settings)
 
 
 @app.command()

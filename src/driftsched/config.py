@@ -212,6 +212,17 @@ class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Only operators may read it."""
 
 
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is written to standard error."""
+
+    format: Literal["auto", "json", "text"] = "auto"
+    """auto: text if standard error is a terminal, else JSON."""
+    access: bool = True
+    """One line for each request that ended."""
+    prompts: bool = False
+    """The head of each prompt goes into its line."""
+
+
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was learnt, kept over a restart; `path: null` keeps nothing."""
 
@@ -273,6 +284,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Policies that are simulated beside the one that serves, each as in `slack:beta=2`."""
     admin: AdminSettings = AdminSettings()
     metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
     tuning: TuningSettings = TuningSettings()
 
     @property

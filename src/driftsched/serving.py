@@ -31,6 +31,7 @@ from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.edge import EdgeLimits, edge_protocol
 from driftsched.gateway.holding import Holding
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
+from driftsched.observing import log_format, open_access_log
 from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
 from driftsched.pooling import Fleet
@@ -215,6 +216,7 @@ def serve(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     fleet = Fleet(settings.engines, affinity=settings.affinity, retries=settings.retries)
     journal = None
+    access_log = open_access_log(settings.log)
     tuning = make_tuning(settings)
     shadow = open_shadow(settings, lambda: fleet.queue.max_inflight, tuning)
     state = open_state(settings)
@@ -230,8 +232,11 @@ async def _serve(settings: Settings) -> None:
             control=fleet.control,
             shadow=shadow,
             tuning=tuning,
+            listeners=[access_log] if access_log else [],
         )
         with closing(listen(settings.host, settings.port)) as listener:
+            if access_log is not None:
+                access_log.start()
             if state is not None:
                 state.start()
             if tuning is not None and shadow is not None:
@@ -243,7 +248,14 @@ async def _serve(settings: Settings) -> None:
             gc.collect()
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
             limits = settings.limits
-            await run_app(gateway, listener, "driftsched", edge=_edge(limits), drain_seconds=limits.drain_seconds)
+            await run_app(
+                gateway,
+                listener,
+                "driftsched",
+                edge=_edge(limits),
+                drain_seconds=limits.drain_seconds,
+                say=_logger.info if log_format(settings.log) == "json" else say,
+            )
     finally:
         if tuning is not None:
             await tuning.close()
@@ -254,6 +266,8 @@ async def _serve(settings: Settings) -> None:
             state.close()
         if shadow is not None:
             shadow.close()
+        if access_log is not None:
+            access_log.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -280,10 +294,21 @@ def _edge(limits: LimitSettings) -> EdgeLimits:
     return EdgeLimits(min(limits.max_connections, raise_open_files() // 2), limits.max_stall_seconds)
 
 
+def say(message: str) -> None:
+    """On standard error, to whoever started this."""
+    print(message, file=sys.stderr, flush=True)
+
+
 async def run_app(
-    app: object, listener: socket.socket, what: str, *, edge: EdgeLimits | None = None, drain_seconds: float = 5.0
+    app: object,
+    listener: socket.socket,
+    what: str,
+    *,
+    edge: EdgeLimits | None = None,
+    drain_seconds: float = 5.0,
+    say: Callable[[str], None] = say,
 ) -> None:
-    """Serve an ASGI application on `listener` until a signal, and say on stderr when it is ready."""
+    """Serve an ASGI application on `listener` until a signal, and say when it is ready."""
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn's own types want a narrower scope than ASGI defines
         http=edge_protocol(edge or EdgeLimits()),
@@ -297,15 +322,16 @@ async def run_app(
         backlog=BACKLOG,
         timeout_graceful_shutdown=ceil(drain_seconds),
     )
-    await _Server(config, what).serve(sockets=[listener])
+    await _Server(config, what, say).serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn, telling where it listens once it does, and ending with status 0 when it was asked to stop."""
 
-    def __init__(self, config: uvicorn.Config, what: str) -> None:
+    def __init__(self, config: uvicorn.Config, what: str, say: Callable[[str], None]) -> None:
         super().__init__(config)
         self._what = what
+        self._say = say
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

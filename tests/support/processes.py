@@ -7,7 +7,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-LISTENS = re.compile(rb" listens on (http://\S+)")
+LISTENS = re.compile(rb' listens on (http://[^\s"]+)')
 
 
 @asynccontextmanager

@@ -36,3 +36,11 @@ def test_the_past_can_be_made_to_count_for_less() -> None:
     heavy.decay(0.25)
     heavy.add("new", 30)
     assert (20, 30) == (heavy["old"], heavy["new"])
+
+
+def test_whoever_is_forgotten_again_and_again_is_noticed_in_the_end() -> None:
+    heavy: HeavyHitters[str] = HeavyHitters(1)
+    for n in range(9):
+        for key, amount in ("large", 5 if n == 0 else 0), ("steady", 4), (f"small-{n}", 1):
+            heavy.add(key, amount)
+    assert heavy["steady"] > heavy["large"]

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from driftsched.core.errors import DriftschedError
 
-_LISTENS = re.compile(rb" listens on (http://\S+)")
+_LISTENS = re.compile(rb' listens on (http://[^\s"]+)')
 
 
 class StartError(DriftschedError):

@@ -11,6 +11,8 @@ from math import inf
 from types import MappingProxyType
 from typing import Literal
 
+from driftsched.core.tracing import Span
+
 
 class Tier(IntEnum):
     """What a tenant is entitled to; smaller is better, so tiers sort by urgency."""
@@ -123,6 +125,10 @@ class Request:
     """What the engine needs to serve it. The core carries it and never looks inside."""
     payload_bytes: int = 0
     """Memory held by `payload`; counts against the queue's byte bound."""
+    public_id: str = ""
+    """What its client knows it by, printable ASCII; for logs, as it need not be unique. Empty: `id`."""
+    span: Span | None = None
+    """Its place in a trace; None if none is kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from driftsched.core.model import Request, Tenant
 from driftsched.core.protocols import Clock, Engine, Policy
 from driftsched.core.quotas import Quotas
 from driftsched.core.scheduler import Scheduler
+from driftsched.core.tracing import Span
 from driftsched.engines.payload import Payload
 from driftsched.gateway.admin import ADMIN, Admin
 from driftsched.gateway.answer import (
@@ -54,7 +55,8 @@ _logger = logging.getLogger(__name__)
 MAX_REQUEST_ID_BYTES = 128
 QUEUE = "/v1/queue/"
 
-_FORWARDED = (b"traceparent", b"tracestate")  # what of a client's headers an engine gets to see
+_TRACEPARENT = b"traceparent"
+_FORWARDED = (_TRACEPARENT, b"tracestate")  # what of a client's headers an engine gets to see
 _SAID_ONCE = (b"authorization", b"host", TENANT_HEADER)
 _SESSION = b"x-session-id"
 _MAX_QUEUE_SECONDS = b"x-driftsched-max-queue-seconds"
@@ -106,6 +108,7 @@ class Gateway:
         private_metrics: bool = False,
         quotas: Quotas | None = None,
         holding: Holding | None = None,
+        trace: Callable[[str], Span] | None = None,
     ) -> None:
         """`max_queue_seconds`: a request that waited so long is evicted. `max_stall_seconds`: how long a client may
         take to send its body, or to accept a piece of its answer. `keep_alive_seconds`: between two comments in a
@@ -113,6 +116,8 @@ class Gateway:
         `private_metrics`: only they may read the metrics.
         `quotas`: those of the scheduler. `holding`: where requests of tenants with `max_inflight` are held; None:
         no such quota counts.
+        `trace`: the span of a request, by the caller's `traceparent`, which may be anything; None: it is passed on
+        as it is.
         """
         self.dispatcher = Dispatcher(scheduler, engine, clock, keep_alive_seconds=keep_alive_seconds)
         self._scheduler = scheduler
@@ -124,6 +129,7 @@ class Gateway:
         self._whereabouts = Whereabouts(scheduler, clock, holding)
         self._admin = admin
         self._private_metrics = private_metrics
+        self._trace = trace
         self._policy_name = policy_name.encode()
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -203,7 +209,7 @@ class Gateway:
         self._tenants.check(headers)  # before a byte of the body is read
         body = await self._read_body(headers, receive)
         call, request = self._understand(endpoint, body, headers)
-        public_id = _request_id(headers, request.id)
+        public_id = request.public_id.encode()
         answer = Answer(
             send,
             call,
@@ -289,7 +295,7 @@ class Gateway:
     def _request(self, endpoint: str, call: Call, tenant: Tenant, body: bytes, headers: Headers) -> Request:
         now = self._clock.now()
         request_id = self._next_id()
-        forwarded = [(name.decode(), headers[name].decode("latin-1")) for name in _FORWARDED if name in headers]
+        span = self._trace(headers.get(_TRACEPARENT, b"").decode("latin-1")) if self._trace else None
         return Request(
             id=request_id,
             tenant=tenant,
@@ -303,9 +309,15 @@ class Gateway:
             expires_at=now + min(self._max_queue_seconds, _seconds_said(headers, _MAX_QUEUE_SECONDS) or inf),
             target_seconds=_seconds_said(headers, _SLO_SECONDS),
             payload=Payload(
-                endpoint, body, call.stream, call.wants_usage, (*forwarded, ("x-request-id", request_id))
+                endpoint,
+                body,
+                call.stream,
+                call.wants_usage,
+                (*_forwarded(headers, span), ("x-request-id", request_id)),
             ),
             payload_bytes=len(body),
+            public_id=_request_id(headers, request_id).decode(),
+            span=span,
         )
 
     def _next_id(self) -> str:
@@ -387,6 +399,15 @@ def _request_id(headers: Headers, otherwise: str) -> bytes:
     theirs = headers.get(b"x-request-id", b"")
     fit = 0 < len(theirs) <= MAX_REQUEST_ID_BYTES and theirs.isascii() and theirs.decode().isprintable()
     return theirs if fit else otherwise.encode()
+
+
+def _forwarded(headers: Headers, span: Span | None) -> list[tuple[str, str]]:
+    """What an engine is told of the trace: the caller's own words, or that we stand between it and the caller."""
+    passed = [(name.decode(), headers[name].decode("latin-1")) for name in _FORWARDED if name in headers]
+    if span is None:
+        return passed
+    state = [(name, said) for name, said in passed if name != "traceparent" and span.parent_id]
+    return [("traceparent", span.traceparent), *state]
 
 
 def _seconds_said(headers: Headers, header: bytes) -> float | None:
