@@ -1,6 +1,7 @@
 """Settings: YAML into frozen structs. What is unknown or wrong is refused, with the path of the field."""
 
 import os
+import re
 from ipaddress import ip_address
 from math import inf, isfinite
 from pathlib import Path
@@ -275,6 +276,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenants: list[TenantSettings] = []
     keys_file: str | None = None
     """File of the keys that `driftsched keys` made, beside the configuration; with it every call needs a key."""
+    passthrough: tuple[str, ...] = ("/v1/embeddings", "/v1/rerank", "/v1/score", "/tokenize", "/detokenize")
+    """Paths whose calls are scheduled, and go through unchanged both ways: nothing is generated there."""
     allow_anonymous: bool = False
     """Serve callers without a key although others than this machine can connect."""
     limits: LimitSettings = LimitSettings()
@@ -330,6 +333,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for number, engine in enumerate(self.engines):
             _check_engine(f"engines[{number}]", engine)
         _check_retries(self.retries)
+        _check_passthrough(self.passthrough)
         _check_tenants(self.tenants)
         _check_admin(self.admin, self.tenants)
         _check_metrics(self.metrics, self.admin)
@@ -419,6 +423,12 @@ def _check_retries(retries: RetrySettings) -> None:
         raise ConfigError(f"retries.share: must be between 0 and 1, not {retries.share}")
     if not 0 <= retries.burst < inf:
         raise ConfigError(f"retries.burst: must be a number of 0 or more, not {retries.burst}")
+
+
+def _check_passthrough(paths: tuple[str, ...]) -> None:
+    for number, path in enumerate(paths):
+        if not re.fullmatch(r"(/[\w.-]+)+", path, re.ASCII) or ".." in path:
+            raise ConfigError(f"passthrough[{number}]: not the path of an endpoint, as in /v1/embeddings: {path!r}")
 
 
 def _check_tenants(tenants: list[TenantSettings]) -> None:

@@ -156,6 +156,7 @@ def build_gateway(
         private_metrics=settings.metrics.require_admin_key,
         quotas=quotas,
         holding=holding,
+        passthrough=settings.passthrough,
     )
 
 

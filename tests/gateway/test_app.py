@@ -57,7 +57,9 @@ async def test_metrics_can_be_probed_without_their_text(house: House, http: aioh
         assert (200, b"") == (response.status, await response.read())
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/tokenize", "/v1/chat/completions/", "/metrics/x"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/files", "/apply-template", "/v1/chat/completions/", "/metrics/x"]
+)
 async def test_what_is_not_here_is_not_found(house: House, http: aiohttp.ClientSession, path: str) -> None:
     async with http.post(house.url + path, json=chat()) as response:
         assert (404, "unknown_url") == (response.status, (await error_of(response))["code"])

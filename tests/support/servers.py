@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from driftsched.serving import build_gateway
 from driftsched.shadowing import Shadowing
 from driftsched.simulation import simulated_engine
 from driftsched.telemetry.journal import Journal
+from support.faulty_upstream import Behaviour, FaultyUpstream
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -130,6 +131,18 @@ async def live_gateway(
         await until(lambda: asyncio.all_tasks() - {asyncio.current_task()} <= tasks_before)
     except TimeoutError:
         raise AssertionError(f"left behind: {asyncio.all_tasks() - tasks_before}") from None
+
+
+@asynccontextmanager
+async def gateway_before(
+    *script: Behaviour, routes: Mapping[str, Behaviour] | None = None, **options: Any
+) -> AsyncIterator[tuple[FaultyUpstream, House]]:
+    """An engine that behaves to order, and a gateway in front of it that has not asked for its models."""
+    async with (
+        FaultyUpstream(*script, routes=routes) as upstream,
+        live_gateway(http_engine(upstream.url), **{"catalogue": unasked(), **options}) as house,
+    ):
+        yield upstream, house
 
 
 def unasked() -> Catalogue:

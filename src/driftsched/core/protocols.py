@@ -198,7 +198,7 @@ class Chunk(NamedTuple):
     """A piece of an answer as it left the engine."""
 
     data: bytes
-    """Bytes for the client: whole server-sent events of a stream, or one JSON document."""
+    """Bytes for the client: whole server-sent events of a stream, or one whole answer, mostly a JSON document."""
     completion_tokens: int = 0
     """Tokens produced so far, this chunk included: counted from content until the engine states its own usage."""
     usage: Usage | None = None
@@ -207,6 +207,8 @@ class Chunk(NamedTuple):
     """The chunk holds the usage and nothing else: hidden from a client that did not ask for it."""
     finish_reason: str | None = None
     """`stop`, `length`, `tool_calls`, ...: set on the chunk that ends a choice."""
+    media_type: str = "application/json"
+    """Of a whole answer; events say what they are."""
 
 
 EngineKind = Literal["llama.cpp", "vllm", "sglang", "ollama", "generic"]

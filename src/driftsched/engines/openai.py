@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from dataclasses import replace
 from math import inf
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -14,13 +15,17 @@ from driftsched.core.limit import Vitals
 from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, EngineKind, Saturation
 from driftsched.engines.failures import refusal
+from driftsched.engines.from_chat import ChatTranslator
 from driftsched.engines.http import ConnectError, HttpClient, HttpResponse
 from driftsched.engines.http_answer import HttpError, NotHttpError
 from driftsched.engines.kinds import Discovery, engine_priority, recognise
+from driftsched.engines.passed import PassedScanner
 from driftsched.engines.payload import Payload
+from driftsched.engines.responses import ResponsesScanner
 from driftsched.engines.sse import EventScanner
+from driftsched.engines.to_chat import chat_body
 from driftsched.engines.vitals import MAX_METRICS_BYTES, read_metrics, read_slots
-from driftsched.engines.wire import document_chunk, upstream_body
+from driftsched.engines.wire import CHAT, RESPONSES, upstream_body
 
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 """Largest answer accepted in one piece."""
@@ -30,6 +35,10 @@ MAX_ERROR_BYTES = 64 * 1024
 UNHEALTHY_SECONDS = 1.0
 END_OF_BODY_SECONDS = 0.5  # how long an engine that has said [DONE] may take to end the body
 PROBE_SECONDS = 3.0
+_NO_SUCH_PATH = (404, 405)
+
+Scanner = EventScanner | ResponsesScanner | ChatTranslator | PassedScanner
+"""Reads one answer, and keeps its accounts."""
 
 # Not for the engine: the client's credentials, what belongs to one connection, and X-Conversation-Id, which makes
 # llama-server go on generating after the connection is closed.
@@ -42,7 +51,6 @@ _STRIPPED_HEADERS = frozenset(
 _FIXED_HEADERS = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",  # what is read is relayed as it is
-    "Content-Type": "application/json",
     "User-Agent": "driftsched",
 }
 
@@ -101,6 +109,7 @@ class OpenAIEngine:
             raise ConfigError(f"url {url!r}: {error}") from error
         self._inflight = 0
         self._unreachable_at: float | None = None
+        self._lacks_responses = False
 
     @property
     def name(self) -> str:
@@ -126,16 +135,14 @@ class OpenAIEngine:
         payload = request.payload
         if not isinstance(payload, Payload):
             raise TypeError("request.payload must be a driftsched.engines.payload.Payload")
-        priority = engine_priority(self._kind, request.urgency) if self.prioritises else None
-        body = upstream_body(payload, priority, keeps_priority=self._priority == "client")
         self._inflight += 1
         try:
-            answer, block = await self._send(payload, body)
+            answer, block, scanner = await self._ask(payload, request.urgency)
             try:
                 if not answer.is_event_stream:
-                    yield document_chunk(await answer.rest(block, MAX_DOCUMENT_BYTES))
+                    document = scanner.document(await answer.rest(block, MAX_DOCUMENT_BYTES))
+                    yield document._replace(media_type=answer.media_type) if payload.passed else document
                     return
-                scanner = EventScanner()
                 while block:
                     for chunk in scanner.feed(block):
                         yield chunk
@@ -212,11 +219,32 @@ class OpenAIEngine:
         """Close all connections; answers still under way break off."""
         await self._client.close()
 
+    async def _ask(self, payload: Payload, urgency: int) -> "tuple[_Answer, bytes, Scanner]":
+        """The opened answer, its first block, and what reads it."""
+        if payload.passed:
+            return *await self._send(payload, payload.body), PassedScanner()
+        priority = engine_priority(self._kind, urgency) if self.prioritises else None
+        body = upstream_body(payload, priority, keeps_priority=self._priority == "client")
+        if payload.endpoint != RESPONSES:
+            return *await self._send(payload, body), EventScanner()
+        if not self._lacks_responses:
+            try:
+                return *await self._send(payload, body), ResponsesScanner()
+            except EngineError as error:
+                if error.kind != "engine_rejected" or error.status not in _NO_SUCH_PATH:
+                    raise
+        call = replace(payload, endpoint=CHAT, body=chat_body(msgspec.json.decode(body)), stream=True)
+        translator = ChatTranslator(msgspec.json.decode(payload.body))
+        answered = await self._send(call, upstream_body(call, priority, keeps_priority=True))
+        self._lacks_responses = True  # now it is certain: a model that is not there is refused at both paths
+        return *answered, translator
+
     async def _send(self, payload: Payload, body: bytes) -> "tuple[_Answer, bytes]":
         """The opened answer, whose status is 200, and its first block."""
         passed = [(name, value) for name, value in payload.headers if name.lower() not in _STRIPPED_HEADERS]
         asked_at = asyncio.get_running_loop().time()
         ends_at = asked_at + self._total_seconds
+        passed.append(("Content-Type", payload.content_type))
         try:
             async with asyncio.timeout_at(min(asked_at + self._first_byte_seconds, ends_at)):
                 response = await self._client.request("POST", payload.endpoint, body, passed)
@@ -234,6 +262,7 @@ class OpenAIEngine:
         """What it means that no answer began."""
         if isinstance(error, ConnectError):
             self._unreachable_at = asyncio.get_running_loop().time()
+            self._lacks_responses = False  # another server may come back in its place
             return EngineError(503, "engine_unreachable", f"cannot connect to the engine {self._name}: {error}")
         if isinstance(error, NotHttpError):
             return EngineError(502, "garbage", f"the engine {self._name} does not speak HTTP: {error}")
@@ -291,7 +320,11 @@ class _Answer:
 
     @property
     def is_event_stream(self) -> bool:
-        return self._response.headers.get("content-type", "").lower().startswith("text/event-stream")
+        return self.media_type.lower().startswith("text/event-stream")
+
+    @property
+    def media_type(self) -> str:
+        return self._response.headers.get("content-type", "")
 
     async def first_block(self) -> bytes:
         """As `read`, for as long as the caller is willing to wait. Raises the refusal if the status is not 200."""
@@ -354,7 +387,7 @@ class _Answer:
             self._response.close()
 
 
-async def _next_block(answer: _Answer, scanner: EventScanner) -> bytes:
+async def _next_block(answer: _Answer, scanner: Scanner) -> bytes:
     """The next block of a stream; empty when the engine has nothing more to say. Raises what the scanner found."""
     if scanner.failure is not None:
         raise scanner.failure

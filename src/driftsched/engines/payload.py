@@ -8,12 +8,16 @@ class Payload:
     """One client call as it came in: carried by `Request.payload`, read by engines."""
 
     endpoint: str
-    """Path below the server's root: `/v1/chat/completions` or `/v1/completions`."""
+    """Path below the server's root."""
     body: bytes
-    """The client's JSON object, unchanged."""
+    """What the client sent, unchanged: a JSON object, unless it is passed."""
     stream: bool
     """The client asked for server-sent events."""
     wants_usage: bool
     """The client asked for the usage chunk of a stream (`stream_options.include_usage`)."""
     headers: tuple[tuple[str, str], ...] = ()
     """Headers to send upstream, already filtered: tracing, never credentials of the gateway."""
+    passed: bool = False
+    """Nothing is generated, and nobody here reads it: body and answer go through as they are."""
+    content_type: str = "application/json"
+    """Of the body."""

@@ -8,14 +8,14 @@ from driftsched.core.errors import EngineError
 from driftsched.core.model import Usage
 from driftsched.core.protocols import Chunk
 from driftsched.engines.failures import streamed_refusal
-from driftsched.engines.wire import Answer, decode_answer
+from driftsched.engines.wire import Answer, decode_answer, document_chunk
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 """An event larger than this is not held in memory: the stream fails."""
 
 # An event ends with an empty line; the "\r" of a "\r\n" before it belongs to the line it closes. Lone "\r" line
 # ends, which the specification allows too, are sent by no engine and are not recognised.
-_EVENT_END = re.compile(rb"\n\r?\n")
+EVENT_END = re.compile(rb"\n\r?\n")
 
 _DONE = Answer()
 _OPAQUE = Answer()  # a comment, or an event of a shape unknown to us: relayed, and nothing read from it
@@ -102,6 +102,11 @@ class EventScanner:
         self._alike = Alike()
 
     @property
+    def completion_tokens(self) -> int:
+        """Counted so far, or stated by the engine."""
+        return self._completion_tokens
+
+    @property
     def complete(self) -> bool:
         """The engine has said all it has to say, whether or not it has closed the stream."""
         return self.done or (bool(self._finished) and all(self._finished.values()))
@@ -117,7 +122,7 @@ class EventScanner:
         while True:
             texts, end = self._alike.take(data, end)
             self._completion_tokens += sum(map(bool, texts))
-            match = _EVENT_END.search(data, max(searched, end)) if end < len(data) else None
+            match = EVENT_END.search(data, max(searched, end)) if end < len(data) else None
             if match is None:
                 break
             start, end = end, match.end()
@@ -159,13 +164,17 @@ class EventScanner:
             self.failure = EngineError(502, "broken_stream", "the engine stopped before its answer was complete")
         return chunks
 
+    def document(self, document: bytes) -> Chunk:
+        """The answer of an engine that did not stream. Raises `EngineError` if it is none."""
+        return document_chunk(document)
+
     def _read(self, text: bytes) -> Answer | None:
         """The event in `text`; None, and `failure` set, if it reports an error or makes no sense."""
         event = _parse(text)
         if event is None:
             self.failure = EngineError(502, "garbage", "the engine streamed an event that is not JSON")
         elif event.is_error():
-            self.failure = streamed_refusal(_data(text))
+            self.failure = streamed_refusal(event_data(text))
             return None
         return event
 
@@ -217,7 +226,7 @@ def _parse(text: bytes) -> Answer | None:
             return decode_answer(text[5:])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
-    data = _data(text)
+    data = event_data(text)
     if not data:
         return _OPAQUE
     if data == b"[DONE]":
@@ -242,6 +251,6 @@ def _is_plain(event: Answer) -> bool:
     )
 
 
-def _data(text: bytes) -> bytes:
+def event_data(text: bytes) -> bytes:
     """The data lines of an event, joined as the specification of server-sent events says."""
     return b"\n".join(line[5:] for line in text.splitlines() if line.startswith(b"data:")).strip()

@@ -1,6 +1,6 @@
 """JSON to and from an OpenAI-compatible engine: the few fields that matter, all others untouched."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -10,7 +10,11 @@ from driftsched.core.protocols import Chunk
 from driftsched.engines.failures import streamed_refusal
 from driftsched.engines.payload import Payload
 
+CHAT: Final = "/v1/chat/completions"
+RESPONSES: Final = "/v1/responses"
+
 _TRUE = msgspec.Raw(b"true")
+_FALSE = msgspec.Raw(b"false")
 _USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
 
 
@@ -24,23 +28,33 @@ def upstream_body(payload: Payload, priority: int | None = None, *, keeps_priori
     `best_of` above 1, beam search, prompt log-probabilities, the echo of a text completion. `service_tier` is left
     out: it is the gateway's business, and older engines refuse it. Raises `EngineError` (400) if the body is not a
     JSON object.
+
+    Engines store no response, whatever the client asked for: nobody could ask for it here.
     """
-    try:
-        fields = msgspec.json.decode(payload.body, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineError(400, "engine_rejected", f"the request body is not a JSON object: {error}") from error
+    fields = object_fields(payload.body)
     fields.pop("service_tier", None)
     if not keeps_priority:
         fields.pop("priority", None)
     if priority is not None:
         fields["priority"] = msgspec.Raw(b"%d" % priority)
-    if payload.stream or _can_stream(fields):
+    if payload.endpoint == RESPONSES:
+        fields["store"] = _FALSE
+        fields["stream"] = _TRUE
+    elif payload.stream or _can_stream(fields):
         fields["stream"] = _TRUE
         fields["stream_options"] = _with_usage(fields.get("stream_options"))
     else:
         fields.pop("stream", None)
         fields.pop("stream_options", None)
     return msgspec.json.encode(fields)
+
+
+def object_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object, undecoded. Raises `EngineError` (400) if it is none."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EngineError(400, "engine_rejected", f"the request body is not a JSON object: {error}") from error
 
 
 _UNSTREAMABLE = ("best_of", "use_beam_search", "prompt_logprobs", "echo")

@@ -65,6 +65,7 @@ class Answer:
         self._started = False
         self._assembler = Assembler()
         self._document: bytes | None = None
+        self._media_type = _JSON
 
     def held(self, seconds: float) -> None:
         """The request was held for so long before it came into line."""
@@ -76,7 +77,7 @@ class Answer:
         From the first one on the status is sent, and whatever goes wrong is an event. Raises `ClientStalledError`.
         """
         if self._call.stream:
-            await self._stream(b": waiting\n\n", turn)
+            await self._stream(self._sign_of_life(turn), turn)
 
     async def relay(self, chunk: Chunk, turn: Turn) -> None:
         """Pass a piece on: at once to a client that streams, else towards the whole document.
@@ -85,30 +86,29 @@ class Answer:
         """
         if self._call.stream:
             await self._stream(self._shape(chunk), turn)
-        elif is_document(chunk.data):
-            self._document = chunk.data
         else:
-            self._assembler.feed(chunk.data)
+            self._gather(chunk)
 
     def complete(self) -> None:
         """The engine has said everything. Raises `EngineError` if that is no answer."""
         if not self._call.stream and self._document is None:
-            self._document = self._assembler.document()
+            self._document = self._whole()
 
     async def end(self, turn: Turn) -> None:
         """Send what is left of a complete answer."""
-        if self._call.stream:
+        if self._call.stream or self._started:
             await self._stream(b"", turn)
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
             body = self._document or b""
+            media_type = (b"content-type", self._media_type)
             actual = (b"x-driftsched-actual-tokens", b"%d" % turn.usage.completion_tokens)
-            await _send_whole(self._send, 200, body, [(b"content-type", _JSON), *self._headers(turn), actual])
+            await _send_whole(self._send, 200, body, [media_type, *self._headers(turn), actual])
 
     async def fail(self, error: HttpError) -> None:
         """There is no answer, or no more of it."""
         if self._started:
-            event = b"data: " + error.body + b"\n\n"
+            event = self._error_event(error)
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
         else:
             lines = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers]
@@ -119,6 +119,26 @@ class Answer:
                 error.body,
                 [(b"content-type", _JSON), *self._story, reason, *self._rate_limits(), *lines],
             )
+
+    # What differs from one endpoint to the other.
+
+    def _sign_of_life(self, turn: Turn) -> bytes:  # noqa: ARG002
+        return b": waiting\n\n"
+
+    def _gather(self, chunk: Chunk) -> None:
+        """Add a piece to the whole document. Raises `EngineError`."""
+        if is_document(chunk.data):
+            self._document = chunk.data
+        else:
+            self._assembler.feed(chunk.data)
+
+    def _whole(self) -> bytes:
+        """The document that was gathered. Raises `EngineError` if there is none."""
+        return self._assembler.document()
+
+    def _error_event(self, error: HttpError) -> bytes:
+        """What tells a client that streams that there is no more."""
+        return b"data: " + error.body + b"\n\n"
 
     async def _stream(self, data: bytes, turn: Turn) -> None:
         if not self._started:

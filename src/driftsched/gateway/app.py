@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from math import inf, nan
 from secrets import token_hex
@@ -45,10 +47,12 @@ from driftsched.gateway.errors import (
     stopping,
 )
 from driftsched.gateway.holding import Holding
+from driftsched.gateway.passed import JSON, PassedAnswer, read_passed
 from driftsched.gateway.ratelimits import rate_limits
+from driftsched.gateway.responses import ResponsesAnswer
 from driftsched.gateway.tenants import TENANT_HEADER, effective_tier
 from driftsched.gateway.whereabouts import Whereabouts
-from driftsched.gateway.wire import CHAT, COMPLETIONS, Call, decode_body, read_call
+from driftsched.gateway.wire import CHAT, COMPLETIONS, RESPONSES, Call, decode_body, read_call
 
 _logger = logging.getLogger(__name__)
 
@@ -109,6 +113,7 @@ class Gateway:
         quotas: Quotas | None = None,
         holding: Holding | None = None,
         trace: Callable[[str], Span] | None = None,
+        passthrough: Sequence[str] = (),
     ) -> None:
         """`max_queue_seconds`: a request that waited so long is evicted. `max_stall_seconds`: how long a client may
         take to send its body, or to accept a piece of its answer. `keep_alive_seconds`: between two comments in a
@@ -118,6 +123,7 @@ class Gateway:
         no such quota counts.
         `trace`: the span of a request, by the caller's `traceparent`, which may be anything; None: it is passed on
         as it is.
+        `passthrough`: paths whose calls are scheduled and otherwise left alone.
         """
         self.dispatcher = Dispatcher(scheduler, engine, clock, keep_alive_seconds=keep_alive_seconds)
         self._scheduler = scheduler
@@ -138,8 +144,7 @@ class Gateway:
         self._id_prefix = token_hex(6)
         self._ids = count(1)
         self._routes: dict[str, dict[str, Callable[[Headers, Receive, Send], Awaitable[None]]]] = {
-            CHAT: {"POST": lambda h, r, s: self._generate(CHAT, h, r, s)},
-            COMPLETIONS: {"POST": lambda h, r, s: self._generate(COMPLETIONS, h, r, s)},
+            **{path: {"POST": partial(self._generate, path)} for path in (*passthrough, *_GENERATING)},
             "/v1/models": {"GET": self._list_models},
             "/health": {"GET": self._alive},
             "/healthz": {"GET": self._alive},
@@ -210,7 +215,7 @@ class Gateway:
         body = await self._read_body(headers, receive)
         call, request = self._understand(endpoint, body, headers)
         public_id = request.public_id.encode()
-        answer = Answer(
+        answer = _GENERATING.get(endpoint, PassedAnswer)(
             send,
             call,
             public_id,
@@ -278,11 +283,17 @@ class Gateway:
 
     def _understand(self, endpoint: str, body: bytes, headers: Headers) -> tuple[Call, Request]:
         """What the client wants, and what of it the scheduler needs to know. Raises `HttpError` 400, 401 or 404."""
-        fields = decode_body(endpoint, body)
-        tenant = self._tenants.resolve(headers, fields.user)
-        session = headers.get(_SESSION, b"").decode("latin-1")
-        call = read_call(fields, tenant=tenant.id, session=session)
+        if endpoint in _GENERATING:
+            fields = decode_body(endpoint, body)
+            tenant = self._tenants.resolve(headers, fields.user)
+            session = headers.get(_SESSION, b"").decode("latin-1")
+            call = read_call(fields, tenant=tenant.id, session=session)
+        else:
+            call, user = read_passed(body, _content_type(headers))
+            tenant = self._tenants.resolve(headers, user)
         models = self._catalogue.models
+        if not call.model and models:
+            call = replace(call, model=models[0])  # as engines do, where they need no name
         if models is not None and call.model not in models:
             raise HttpError(
                 404,
@@ -296,6 +307,7 @@ class Gateway:
         now = self._clock.now()
         request_id = self._next_id()
         span = self._trace(headers.get(_TRACEPARENT, b"").decode("latin-1")) if self._trace else None
+        passed = endpoint not in _GENERATING
         return Request(
             id=request_id,
             tenant=tenant,
@@ -314,6 +326,8 @@ class Gateway:
                 call.stream,
                 call.wants_usage,
                 (*_forwarded(headers, span), ("x-request-id", request_id)),
+                passed=passed,
+                content_type=_content_type(headers) if passed else JSON,
             ),
             payload_bytes=len(body),
             public_id=_request_id(headers, request_id).decode(),
@@ -392,6 +406,14 @@ def _refuse_repeated(lines: HeaderList) -> None:
     for name in _SAID_ONCE:
         if sum(key == name for key, _ in lines) > 1:
             raise HttpError(400, f"The header {name.decode()} is there twice.", code="repeated_header")
+
+
+_GENERATING: dict[str, type[Answer]] = {CHAT: Answer, COMPLETIONS: Answer, RESPONSES: ResponsesAnswer}
+"""Where answers are generated, and the form they take."""
+
+
+def _content_type(headers: Headers) -> str:
+    return headers.get(b"content-type", b"").decode("latin-1") or JSON
 
 
 def _request_id(headers: Headers, otherwise: str) -> bytes:

@@ -16,6 +16,7 @@ from driftsched.gateway.errors import HttpError
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
+RESPONSES: Final = "/v1/responses"
 
 MAX_PEEKED_BYTES = 1 << 18
 """A field that only hints at the answer's length is looked into up to this size."""
@@ -81,8 +82,32 @@ class CompletionBody(_Body, kw_only=True):
     prompt: str | list[str | int | list[int]]
 
 
+class _Item(msgspec.Struct):
+    """One item of the input of a response: a message, or what came of a tool."""
+
+    role: str = ""
+    content: str | list[_Part] | None = None
+    arguments: str | None = None
+    output: msgspec.Raw = _ABSENT
+
+
+class ResponsesBody(_Body, kw_only=True):
+    input: str | list[_Item]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    tools: msgspec.Raw = _ABSENT
+    text: msgspec.Raw = _ABSENT
+    background: bool | None = None
+    previous_response_id: msgspec.Raw = _ABSENT
+    conversation: msgspec.Raw = _ABSENT
+
+
 class _Format(msgspec.Struct):
     type: str = "text"
+
+
+class _Text(msgspec.Struct):
+    format: _Format | None = None
 
 
 class _Metadata(msgspec.Struct):
@@ -118,17 +143,24 @@ _ASKED_TIERS: dict[str, Tier | None] = {
 
 _decode_chat = msgspec.json.Decoder(ChatBody).decode
 _decode_completion = msgspec.json.Decoder(CompletionBody).decode
+_decode_responses = msgspec.json.Decoder(ResponsesBody).decode
 _decode_count = msgspec.json.Decoder(int).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_format = msgspec.json.Decoder(_Format).decode
+_decode_shape = msgspec.json.Decoder(_Text).decode
 _decode_metadata = msgspec.json.Decoder(_Metadata).decode
 
 
-def decode_body(endpoint: str, body: bytes) -> ChatBody | CompletionBody:
-    """Decode a call of one of the two endpoints. Raises `HttpError` 400 naming the field that is wrong."""
+Body = ChatBody | CompletionBody | ResponsesBody
+
+
+def decode_body(endpoint: str, body: bytes) -> Body:
+    """Decode a call of one of the three endpoints. Raises `HttpError` 400 naming the field that is wrong."""
     try:
-        return _decode_chat(body) if endpoint == CHAT else _decode_completion(body)
+        if endpoint == CHAT:
+            return _decode_chat(body)
+        return _decode_completion(body) if endpoint == COMPLETIONS else _decode_responses(body)
     except msgspec.ValidationError as error:
         raise _wrong_field(str(error)) from None
     except RecursionError:
@@ -137,7 +169,7 @@ def decode_body(endpoint: str, body: bytes) -> ChatBody | CompletionBody:
         raise HttpError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
-def read_call(body: ChatBody | CompletionBody, *, tenant: str = "", session: str = "") -> Call:
+def read_call(body: Body, *, tenant: str = "", session: str = "") -> Call:
     """Understand a call of the tenant with this id. `session` is what its headers call the conversation.
 
     Raises `HttpError` 400 naming the field that is wrong.
@@ -146,6 +178,11 @@ def read_call(body: ChatBody | CompletionBody, *, tenant: str = "", session: str
         prompt, prompt_bytes = _chat_text(body.messages)
         max_tokens = body.max_completion_tokens or body.max_tokens
         said = [(message.role, _whole_text(message)) for message in relevant(body.messages)]
+        tools = [bytes(tool) for tool in _peek(_decode_list, body.tools, ())]
+    elif isinstance(body, ResponsesBody):
+        _refuse_memory(body)
+        prompt, prompt_bytes, said = _input_text(body)
+        max_tokens = body.max_output_tokens
         tools = [bytes(tool) for tool in _peek(_decode_list, body.tools, ())]
     else:
         prompt, prompt_bytes = _prompt_text(body.prompt)
@@ -161,7 +198,7 @@ def read_call(body: ChatBody | CompletionBody, *, tenant: str = "", session: str
         max_tokens=max_tokens
         if max_tokens and max_tokens > 0
         else None,  # engines differ on 0 and -1: theirs to judge
-        asked_tier=_asked_tier(body.service_tier),
+        asked_tier=asked_tier(body.service_tier),
         traits=read_traits(
             said,
             tenant=tenant,
@@ -182,7 +219,11 @@ def _session(body: _Body) -> str:
 
 def _is_structured(body: _Body) -> bool:
     """Whether the answer must follow a schema or a grammar, JSON's or another."""
-    format = _peek(_decode_format, body.response_format, None)
+    if isinstance(body, ResponsesBody):
+        text = _peek(_decode_shape, body.text, None)
+        format = text.format if text else None
+    else:
+        format = _peek(_decode_format, body.response_format, None)
     if format and format.type != "text":
         return True
     guides = (
@@ -214,7 +255,7 @@ def _peek(decode: Callable[[msgspec.Raw], _T], field: msgspec.Raw, otherwise: _O
         return otherwise
 
 
-def _asked_tier(service_tier: str | None) -> Tier | None:
+def asked_tier(service_tier: str | None) -> Tier | None:
     if service_tier is None:
         return None
     try:
@@ -234,7 +275,38 @@ def _chat_text(messages: list[_Message]) -> tuple[str, int]:
     return head_and_size(messages)
 
 
-def _whole_text(message: _Message) -> str:
+def _refuse_memory(body: ResponsesBody) -> None:
+    """Raises `HttpError` 400 for a call that builds on an earlier one, or is to be kept: none is."""
+    for param, is_asked in (
+        ("previous_response_id", _says_something(body.previous_response_id)),
+        ("conversation", _says_something(body.conversation)),
+        ("background", body.background),
+    ):
+        if is_asked:
+            raise HttpError(
+                400,
+                f"{param}: no response is kept here. Send the whole conversation as input, and wait for it.",
+                param=param,
+                code="unsupported_value",
+            )
+
+
+def _input_text(body: ResponsesBody) -> tuple[str, int, list[tuple[str, str]]]:
+    """Head of the prompt, its length, and who said what."""
+    instructions = body.instructions or ""
+    opening = [("system", instructions)] if instructions else []
+    if isinstance(body.input, str):
+        size = utf8_length(instructions) + utf8_length(body.input)
+        return body.input[:PROMPT_HEAD_CHARS], size, [*opening, ("user", body.input)]
+    if not body.input:
+        raise HttpError(400, "input must hold at least one item.", param="input", code="invalid_value")
+    prompt, size = head_and_size(body.input)
+    size += utf8_length(instructions)
+    size += sum(len(item.output) + utf8_length(item.arguments or "") for item in body.input)
+    return prompt, size, [*opening, *((item.role, _whole_text(item)) for item in relevant(body.input))]
+
+
+def _whole_text(message: _Message | _Item) -> str:
     return message.content if isinstance(message.content, str) else " ".join(texts_of(message))
 
 
