@@ -20,9 +20,6 @@ EVENT_END = re.compile(rb"\n\r?\n")
 _DONE = Answer()
 _OPAQUE = Answer()  # a comment, or an event of a shape unknown to us: relayed, and nothing read from it
 
-MAX_RUN = 64
-"""Events read at once that differ in a piece of text alone."""
-
 _find_contents = re.compile(
     rb'("(?:content|text|reasoning_content|reasoning)": ?)("(?:[^"\\]|\\.)*")',
 ).findall
@@ -50,30 +47,23 @@ class Alike:
         self._before, self._behind = event[:start], event[start + len(text) :]
 
     def take(self, data: bytes, start: int) -> tuple[list[str], int]:
-        """The texts of a run of such events that begins at `start`, and where it ends; nothing if none does.
-
-        At most `MAX_RUN` of them, which bounds what is looked at in vain where events differ in more by turns.
-        """
+        """The texts of the run of such events that begins at `start`, and where it ends; nothing if none does."""
         before, behind = self._before, self._behind
-        num_behind = len(behind)
-        if not data.startswith(before, start):
-            return [], start
-        *pieces, last = data[start + len(before) :].split(before, MAX_RUN)
         written: list[bytes] = []
-        for piece in pieces:
-            if not piece.endswith(behind):
+        end = start
+        while data.startswith(before, end):
+            text_start = end + len(before)
+            event_end = data.find(b"\n", text_start) + 2
+            text_end = event_end - len(behind)
+            if text_end <= text_start or not data.startswith(behind, text_end):
                 break
-            written.append(piece[:-num_behind])
-        else:
-            if (cut := last.find(behind)) >= 0:
-                written.append(last[:cut])
+            written.append(data[text_start:text_end])
+            end = event_end
         try:
             texts = _decode_texts(b"[" + b",".join(written) + b"]")
         except (msgspec.DecodeError, UnicodeDecodeError):
             return [], start
-        if len(texts) != len(written):
-            return [], start
-        return texts, start + sum(map(len, written)) + len(written) * (len(before) + num_behind)
+        return (texts, end) if len(texts) == len(written) else ([], start)
 
 
 class EventScanner:
