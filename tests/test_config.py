@@ -12,6 +12,7 @@ from driftsched.config import (
     LimitSettings,
     MetricsSettings,
     PerTierSettings,
+    PoolSettings,
     QuotaSettings,
     Settings,
     StateSettings,
@@ -304,10 +305,49 @@ def defined(made: msgspec.Struct | type[msgspec.Struct], prefix: str = "") -> di
     return settings
 
 
+POOLS = """
+policy: {name: fair}
+limits: {max_waiting: 50}
+journal: {path: here/requests.sqlite}
+pools:
+  - {name: chat, engines: [{url: "http://a"}], models: [llama-3], aliases: {gpt-4o: llama-3}}
+  - {name: code, engines: [{url: "http://b"}], policy: {name: fifo}, limits: {max_waiting: 5}}
+"""
+
+
+def test_a_pool_has_what_is_its_own_and_for_the_rest_what_holds_for_all(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, POOLS)
+    settings.check()
+    chat, code = (settings.of_pool(pool) for pool in settings.pools)
+    assert [("fair", 50), ("fifo", 5)] == [(own.policy.name, own.limits.max_waiting) for own in (chat, code)]
+    assert ["here/requests.chat.sqlite", "here/requests.code.sqlite"] == [own.journal.path for own in (chat, code)]
+    assert [["http://a"], ["http://b"]] == [[engine.url for engine in own.engines] for own in (chat, code)]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("engines: [{url: 'http://c'}]", "pools: engines belong into a pool"),
+        ("shadow: [sjf]", "pools: shadow and tuning"),
+        ("pools: [{name: a, engines: []}]", r"pools\[0\]: engines: name at least one"),
+        ("pools: [{name: 'a b', engines: [{url: x}]}]", r"pools\[0\].name"),
+        ("pools: [{name: a, engines: [{url: x}]}, {name: a, engines: [{url: x}]}]", r"pools\[1\].name"),
+        ("pools: [{name: a, engines: [{url: x, min_inflight: 0}]}]", r"pools\[0\]: engines\[0\].min_inflight"),
+        ("pools: [{name: a, engines: [{url: x}], models: [m, m]}]", "'m' is served already"),
+        ("pools: [{name: a, engines: [{url: x}], models: [m], aliases: {n: o}}]", r"pools\[0\].aliases: 'o'"),
+    ],
+)
+def test_pools_that_make_no_sense_are_refused_by_name(tmp_path: Path, text: str, complaint: str) -> None:
+    settings = loaded(tmp_path, text if text.startswith("pools") else f"{POOLS}\n{text}")
+    with pytest.raises(ConfigError, match=complaint):
+        settings.check()
+
+
 def test_every_setting_is_documented_with_its_default() -> None:
     expected = defined(Settings())
     expected |= defined(EngineSettings, "engines[].") | defined(TenantSettings, "tenants[].")
     expected |= defined(QuotaSettings, "tenants[].quota.")
+    expected |= defined(PoolSettings, "pools[].")
     assert expected == described()
 
 

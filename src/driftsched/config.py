@@ -23,6 +23,8 @@ from driftsched.keys import read_keys
 T = TypeVar("T")
 
 MAX_TENANT_SERIES = 1_000
+Affinity = Literal["none", "session", "prefix"]
+
 MAX_SHADOWS = 16
 """Each of them costs time for every request."""
 
@@ -260,11 +262,31 @@ class TuningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A window of fewer is passed over."""
 
 
+class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Engines that serve the same models, with a queue of their own."""
+
+    name: str
+    """Label in metrics, logs and the admin API."""
+    engines: list[EngineSettings]
+    models: list[str] = []
+    """Models that are asked of it; none: those that its engines say they serve."""
+    aliases: dict[str, str] = {}
+    """Other names for them: what a client asks for, and the model it gets."""
+    affinity: Affinity | None = None
+    """Of this and the following, None: as for all."""
+    retries: RetrySettings | None = None
+    policy: PartSettings | None = None
+    estimator: PartSettings | None = None
+    limits: LimitSettings | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything `driftsched serve` can be told."""
 
+    pools: list[PoolSettings] = []
+    """Several sets of engines; none: `engines` are the only one."""
     engines: list[EngineSettings] = []
-    affinity: Literal["none", "session", "prefix"] = "none"
+    affinity: Affinity = "none"
     """Which requests should meet at one engine."""
     retries: RetrySettings = RetrySettings()
     host: str = "127.0.0.1"
@@ -324,9 +346,52 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def max_wait_by_tier(self) -> dict[Tier, float]:
         return {tier: getattr(self.limits.max_wait_seconds, tier.label) for tier in Tier}
 
+    def of_pool(self, pool: PoolSettings) -> "Settings":
+        """What holds for one of the pools, as if it were the only one. Its journal is a file of its own."""
+        journal = self.journal
+        if journal.path is not None:
+            path = Path(journal.path)
+            beside = path.with_name(f"{path.stem}.{pool.name}{path.suffix}")
+            journal = msgspec.structs.replace(journal, path=str(beside))
+        own = {name: getattr(pool, name) for name in _OVERRIDES if getattr(pool, name) is not None}
+        return msgspec.structs.replace(self, pools=[], engines=pool.engines, journal=journal, **own)
+
+    def _check_pools(self) -> None:
+        if self.engines:
+            raise ConfigError("pools: engines belong into a pool each: leave out the engines beside the pools")
+        if self.shadow or self.tuning.goal is not None:
+            raise ConfigError(
+                "pools: shadow and tuning work with a single set of engines: leave out one or the other"
+            )
+        seen: set[str] = set()
+        claimed: set[str] = set()
+        for number, pool in enumerate(self.pools):
+            where = f"pools[{number}]"
+            if pool.name in seen or not _POOL_NAME.fullmatch(pool.name):
+                raise ConfigError(
+                    f"{where}.name: must be unlike the others, and of letters, digits, '.', '_' and '-', "
+                    f"not {pool.name!r}"
+                )
+            seen.add(pool.name)
+            for name in (*pool.models, *pool.aliases):
+                if name in claimed:
+                    raise ConfigError(
+                        f"{where}: {name!r} is served already: a model and an alias belong to one pool"
+                    )
+                claimed.add(name)
+            strays = sorted(set(pool.aliases.values()) - set(pool.models)) if pool.models else []
+            if strays:
+                raise ConfigError(f"{where}.aliases: {strays[0]!r} is none of its models")
+            try:
+                self.of_pool(pool).check()
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
+
     def check(self) -> None:
         """Raises `ConfigError` for values that fit their type and still make no sense."""
-        if not self.engines:
+        if self.pools:
+            self._check_pools()
+        elif not self.engines:
             raise ConfigError("engines: name at least one, with --engine URL or in the configuration file")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: must be between 0 and 65535, not {self.port}")
@@ -347,6 +412,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"host: {self.host} can be reached by others, but no tenant has a key. Give tenants keys_sha256, "
                 "bind to 127.0.0.1, or set allow_anonymous: true"
             )
+
+
+_POOL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OVERRIDES = ("affinity", "retries", "policy", "estimator", "limits")
 
 
 def load_settings(path: Path) -> Settings:

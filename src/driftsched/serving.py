@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
+from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from driftsched.estimators.describe import PromptDescriber
 from driftsched.gateway.app import Gateway, Readiness
 from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.edge import EdgeLimits, edge_protocol
+from driftsched.gateway.front import Front, Pool
 from driftsched.gateway.holding import Holding
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.observing import log_format, open_access_log
@@ -39,6 +41,8 @@ from driftsched.queues.memory import MemoryQueue
 from driftsched.selftuning import SelfTuning, make_tuning, tuned
 from driftsched.shadowing import Shadowing
 from driftsched.sim.shadow import Terms
+from driftsched.telemetry.access import AccessLog
+from driftsched.telemetry.joining import join_pages
 from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.log import log_drift, log_policy
 from driftsched.telemetry.prometheus import PrometheusListener
@@ -50,6 +54,8 @@ _logger = logging.getLogger(__name__)
 GC_THRESHOLD = 20_000
 """Objects made, less those freed, between two looks of the collector: a request makes hundreds and no cycles, and
 the default of 700 would have it look several times a request for nothing."""
+DEFAULT_POOL = "default"
+"""What the pool is called where there is only one."""
 BACKLOG = 4096
 """Connections the kernel may hold before they are accepted."""
 MAX_OPEN_FILES = 65_536
@@ -68,8 +74,12 @@ def build_gateway(
     shadow: Shadowing | None = None,
     tuning: SelfTuning | None = None,
     listeners: Sequence[Listener] = (),
+    pool: str = DEFAULT_POOL,
+    quotas: Quotas | None = None,
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
+
+    `pool` tells what its estimator learnt from what those of others did; `quotas` may be shared with them.
 
     Whoever made `journal`, `state` and `shadow` closes them, once the gateway has come to rest, and starts the last
     two before.
@@ -80,9 +90,10 @@ def build_gateway(
     made_counter = create_counter(counter.name, **counter.options)
     made_classifier = create_classifier(classifier.name, **classifier.options)
     if state is not None:
-        state.keep(f"estimator {estimator.name}", made_estimator)
-        state.keep(f"token_counter {counter.name}", made_counter)
-        state.keep(f"classifier {classifier.name}", made_classifier)
+        whose = "" if pool == DEFAULT_POOL else f"pool {pool}: "
+        state.keep(f"{whose}estimator {estimator.name}", made_estimator)
+        state.keep(f"{whose}token_counter {counter.name}", made_counter)
+        state.keep(f"{whose}classifier {classifier.name}", made_classifier)
     decisions = make_decisions(settings, journal)
     metrics = PrometheusListener(
         policy=settings.policy_text,
@@ -90,7 +101,7 @@ def build_gateway(
         version=__version__,
         max_tenants=settings.metrics.max_tenants,
     )
-    quotas = Quotas()
+    quotas = quotas or Quotas()
     scheduler = Scheduler(
         policy=create_policy(policy.name, **policy.options),
         estimator=made_estimator,
@@ -214,61 +225,111 @@ def serve(settings: Settings) -> None:
         runner.run(_serve(settings))
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all pools have in common."""
+
+    state: StateKeeper | None
+    quotas: Quotas
+    access_log: AccessLog | None
+
+    def start(self) -> None:
+        if self.access_log is not None:
+            self.access_log.start()
+        if self.state is not None:
+            self.state.start()
+
+
+@dataclass(frozen=True, slots=True)
+class _House:
+    """One pool of engines and the gateway in front of it."""
+
+    name: str
+    gateway: Gateway
+    fleet: Fleet
+    shadow: Shadowing | None
+    tuning: SelfTuning | None
+
+    async def start(self) -> None:
+        if self.tuning is not None and self.shadow is not None:
+            self.tuning.start(self.gateway, self.shadow)
+        if self.shadow is not None:
+            self.shadow.start()
+        await self.fleet.start(self.gateway.dispatcher.dispatch)
+
+
 async def _serve(settings: Settings) -> None:
-    fleet = Fleet(settings.engines, affinity=settings.affinity, retries=settings.retries)
-    journal = None
-    access_log = open_access_log(settings.log)
-    tuning = make_tuning(settings)
-    shadow = open_shadow(settings, lambda: fleet.queue.max_inflight, tuning)
-    state = open_state(settings)
-    try:
-        journal = open_journal(settings)
-        gateway = build_gateway(
-            settings,
-            engine=fleet.pool,
-            queue=fleet.queue,
-            catalogue=fleet.catalogue,
-            journal=journal,
-            state=state,
-            control=fleet.control,
-            shadow=shadow,
-            tuning=tuning,
-            listeners=[access_log] if access_log else [],
-        )
+    async with AsyncExitStack() as closings:
+        shared = _share(settings, closings)
+        pools = [(pool.name, settings.of_pool(pool)) for pool in settings.pools] or [(DEFAULT_POOL, settings)]
+        houses = [_open_house(name, own, shared, closings) for name, own in pools]
         with closing(listen(settings.host, settings.port)) as listener:
-            if access_log is not None:
-                access_log.start()
-            if state is not None:
-                state.start()
-            if tuning is not None and shadow is not None:
-                tuning.start(gateway, shadow)
-            if shadow is not None:
-                shadow.start()
-            await fleet.start(gateway.dispatcher.dispatch)
+            shared.start()
+            for house in houses:
+                await house.start()
             gc.set_threshold(GC_THRESHOLD)
             gc.collect()
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
             limits = settings.limits
             await run_app(
-                gateway,
+                _face(settings, houses),
                 listener,
                 "driftsched",
                 edge=_edge(limits),
                 drain_seconds=limits.drain_seconds,
                 say=_logger.info if log_format(settings.log) == "json" else say,
             )
-    finally:
-        if tuning is not None:
-            await tuning.close()
-        await fleet.close()
-        if journal is not None:
-            journal.close()
-        if state is not None:
-            state.close()
-        if shadow is not None:
-            shadow.close()
-        if access_log is not None:
-            access_log.close()
+
+
+def _share(settings: Settings, closings: AsyncExitStack) -> _Shared:
+    """`closings` is told of everything that is to be closed, as it is opened."""
+    access_log = open_access_log(settings.log)
+    if access_log is not None:
+        closings.callback(access_log.close)
+    state = open_state(settings)
+    if state is not None:
+        closings.callback(state.close)
+    return _Shared(state, Quotas(), access_log)
+
+
+def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncExitStack) -> _House:
+    journal = open_journal(settings)
+    if journal is not None:
+        closings.callback(journal.close)
+    fleet = Fleet(settings.engines, affinity=settings.affinity, retries=settings.retries)
+    closings.push_async_callback(fleet.close)
+    tuning = make_tuning(settings)
+    shadow = open_shadow(settings, lambda: fleet.queue.max_inflight, tuning)
+    if shadow is not None:
+        closings.callback(shadow.close)
+    if tuning is not None:
+        closings.push_async_callback(tuning.close)
+    gateway = build_gateway(
+        settings,
+        engine=fleet.pool,
+        queue=fleet.queue,
+        catalogue=fleet.catalogue,
+        journal=journal,
+        state=shared.state,
+        control=fleet.control,
+        shadow=shadow,
+        tuning=tuning,
+        listeners=[shared.access_log] if shared.access_log else [],
+        pool=name,
+        quotas=shared.quotas,
+    )
+    return _House(name, gateway, fleet, shadow, tuning)
+
+
+def _face(settings: Settings, houses: Sequence[_House]) -> Gateway | Front:
+    """What clients see of it all."""
+    if not settings.pools:
+        return houses[0].gateway
+    pools = [
+        Pool(house.name, house.gateway, house.fleet.catalogue, pool.models, pool.aliases)
+        for house, pool in zip(houses, settings.pools, strict=True)
+    ]
+    return Front(pools, join_metrics=join_pages)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -211,8 +211,7 @@ class Gateway:
 
     async def _generate(self, endpoint: str, headers: Headers, receive: Receive, send: Send) -> None:
         """One generation, from its body to its last byte. The client may leave at any point of it."""
-        self._tenants.check(headers)  # before a byte of the body is read
-        body = await self._read_body(headers, receive)
+        body = await self.body_of(headers, receive)
         call, request = self._understand(endpoint, body, headers)
         public_id = request.public_id.encode()
         answer = _GENERATING.get(endpoint, PassedAnswer)(
@@ -336,6 +335,11 @@ class Gateway:
 
     def _next_id(self) -> str:
         return f"{self._id_prefix}-{next(self._ids)}"
+
+    async def body_of(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body of a call. Raises `HttpError` 401, 408, 413 or 415, and `ClientLeftError`."""
+        self._tenants.check(headers)  # before a byte of the body is read
+        return await self._read_body(headers, receive)
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body. Raises `HttpError` 408, 413 or 415, and `ClientLeftError`."""

@@ -1,0 +1,211 @@
+"""Several pools behind one face: each call reaches the engines of its model, and no pool waits for another."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from driftsched.config import AdminSettings, PartSettings, Settings, hash_key
+from driftsched.engines.openai import OpenAIEngine
+from driftsched.gateway.catalogue import Catalogue
+from driftsched.gateway.front import Front, Pool
+from driftsched.queues.memory import MemoryQueue
+from driftsched.serving import build_gateway
+from driftsched.telemetry.joining import join_pages
+from support.faulty_upstream import Behaviour, FaultyUpstream, answer, hang_before_headers, stream
+from support.processes import running
+from support.servers import chat, http_engine, serving, until
+
+CHAT = "/v1/chat/completions"
+ADMIN_KEY = "operators-only"
+
+
+@dataclass
+class Street:
+    """Two pools, `small` and `large`, behind one face."""
+
+    url: str
+    small: FaultyUpstream
+    large: FaultyUpstream
+    queues: dict[str, MemoryQueue]
+
+
+async def _ignore(engine: str, slots: int) -> None:
+    pass
+
+
+@asynccontextmanager
+async def street(
+    small: Behaviour | None = None, large: Behaviour | None = None, *, asks: bool = False
+) -> AsyncIterator[Street]:
+    """`asks`: the pools serve what their engines say; else what the operator says."""
+    async with AsyncExitStack() as stack:
+        upstreams, pools, queues = {}, [], {}
+        for name, behaviour in (("small", small), ("large", large)):
+            listing = answer(msgspec.json.encode({"data": [{"id": f"{name}-1"}]}))
+            upstream = FaultyUpstream(behaviour or stream(), routes={"/v1/models": listing})
+            upstreams[name] = await stack.enter_async_context(upstream)
+            engine: OpenAIEngine = http_engine(upstream.url)
+            stack.push_async_callback(engine.close)
+            catalogue = Catalogue([engine] if asks else [], on_slots=_ignore)
+            await catalogue.start()
+            stack.push_async_callback(catalogue.close)
+            queues[name] = MemoryQueue(2)
+            settings = Settings(
+                policy=PartSettings("fifo"),
+                estimator=PartSettings("static"),
+                admin=AdminSettings([hash_key(ADMIN_KEY)]),
+            )
+            gateway = build_gateway(settings, engine=engine, queue=queues[name], catalogue=catalogue, pool=name)
+            models = [] if asks else [f"{name}-1"]
+            pools.append(Pool(name, gateway, catalogue, models, {f"gpt-{name}": f"{name}-1"}))
+        url = await stack.enter_async_context(serving(Front(pools, join_metrics=join_pages)))
+        yield Street(url, upstreams["small"], upstreams["large"], queues)
+
+
+async def post(http: aiohttp.ClientSession, url: str, **fields: Any) -> tuple[int, Any]:
+    async with http.post(url + CHAT, json=chat(**fields)) as response:
+        return response.status, await response.json()
+
+
+async def get(http: aiohttp.ClientSession, url: str, **headers: str) -> tuple[int, bytes]:
+    async with http.get(url, headers=headers) as response:
+        return response.status, await response.read()
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_call_reaches_the_engines_of_its_model(http: aiohttp.ClientSession, asks: bool) -> None:
+    async with street(asks=asks) as there:
+        assert [200, 200, 200] == [
+            (await post(http, there.url, model=name))[0] for name in ("large-1", "small-1", "large-1")
+        ]
+        asked = [[seen.path for seen in each.requests].count(CHAT) for each in (there.small, there.large)]
+        assert [1, 2] == asked
+
+
+async def test_an_alias_reaches_the_engine_under_its_real_name_and_all_else_as_it_was(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with street() as there:
+        await post(http, there.url, model="gpt-large", unknown={"deep": [1, 2.50]}, temperature=0.3)
+        (seen,) = there.large.requests
+        assert b'"unknown":{"deep": [1, 2.5]}' in seen.body
+        fields = msgspec.json.decode(seen.body)
+        assert ("large-1", 0.3) == (fields["model"], fields["temperature"])
+
+
+async def test_a_model_that_nobody_serves_is_not_found(http: aiohttp.ClientSession) -> None:
+    async with street() as there:
+        status, document = await post(http, there.url, model="huge-1")
+    assert (404, "model_not_found", "model") == (
+        status,
+        document["error"]["code"],
+        document["error"]["param"],
+    )
+    assert "small-1, gpt-small, large-1, gpt-large" in document["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"messages":[]}', b'{"model":1}', b"\xff"])
+async def test_a_body_that_makes_no_sense_is_refused_as_by_one_gateway(
+    http: aiohttp.ClientSession, body: bytes
+) -> None:
+    async with street() as there, http.post(there.url + CHAT, data=body) as response:
+        assert (400, "invalid_request_error") == (response.status, (await response.json())["error"]["type"])
+
+
+async def test_a_pool_whose_engine_hangs_is_in_nobodys_way_at_another(http: aiohttp.ClientSession) -> None:
+    async with street(small=hang_before_headers()) as there:
+        hung = [asyncio.create_task(post(http, there.url, model="small-1")) for _ in range(6)]
+        await until(lambda: there.queues["small"].num_waiting == 4)
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*(post(http, there.url, model="large-1") for _ in range(20)))
+        assert {200} == {status for status, _ in answers}
+        assert (2, 4) == (there.queues["small"].num_inflight, there.queues["small"].num_waiting)
+        for task in hung:
+            task.cancel()
+        await asyncio.gather(*hung, return_exceptions=True)
+        await until(lambda: there.queues["small"].num_inflight == 0)
+
+
+async def test_a_client_that_leaves_gives_back_what_it_held(http: aiohttp.ClientSession) -> None:
+    async with street(large=hang_before_headers()) as there:
+        call = asyncio.create_task(post(http, there.url, model="large-1"))
+        await until(lambda: there.queues["large"].num_inflight == 1)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await until(lambda: there.queues["large"].num_inflight == 0)
+
+
+async def test_all_models_and_aliases_are_listed(http: aiohttp.ClientSession) -> None:
+    async with street() as there:
+        _, listing = await get(http, f"{there.url}/v1/models")
+    names = [model["id"] for model in msgspec.json.decode(listing)["data"]]
+    assert ["small-1", "gpt-small", "large-1", "gpt-large"] == names
+
+
+async def test_metrics_and_state_are_told_of_each_pool(http: aiohttp.ClientSession) -> None:
+    async with street() as there:
+        await post(http, there.url, model="large-1")
+        _, page = await get(http, f"{there.url}/metrics")
+        refused, _ = await get(http, f"{there.url}/admin/state")
+        status, state = await get(http, f"{there.url}/admin/state", authorization=f"Bearer {ADMIN_KEY}")
+    assert b'driftsched_requests_finished_total{pool="large",tier="standard"} 1.0' in page
+    assert b'driftsched_requests_finished_total{pool="small",tier="standard"} 0.0' in page
+    assert (401, 200, ["small", "large"]) == (refused, status, list(msgspec.json.decode(state)["pools"]))
+
+
+async def test_a_request_is_found_wherever_it_waits(http: aiohttp.ClientSession) -> None:
+    async with street(large=hang_before_headers()) as there:
+        headers = {"x-request-id": "mine"}
+        call = asyncio.create_task(
+            http.post(there.url + CHAT, json=chat(model="large-1"), headers=headers).__aenter__()
+        )
+        await until(lambda: there.queues["large"].num_inflight == 1)
+        status, found = await get(http, f"{there.url}/v1/queue/mine")
+        unknown, _ = await get(http, f"{there.url}/v1/queue/other")
+        explained, _ = await get(http, f"{there.url}/admin/requests/mine", authorization=f"Bearer {ADMIN_KEY}")
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    assert (200, "running", 404, 200) == (status, msgspec.json.decode(found)["status"], unknown, explained)
+
+
+@pytest.mark.e2e
+async def test_pools_of_a_configuration_file(http: aiohttp.ClientSession, tmp_path: Path) -> None:
+    config = tmp_path / "driftsched.yaml"
+    async with (
+        running("mock", "--slots", "4", "--speed", "100") as (_, first),
+        running("mock", "--slots", "4", "--speed", "100") as (_, second),
+    ):
+        config.write_text(
+            f"""
+pools:
+  - name: chat
+    models: [simulated]
+    engines: [{{url: "{first}"}}]
+  - name: code
+    aliases: {{gpt-4o: simulated}}
+    policy: {{name: fifo}}
+    engines: [{{url: "{second}", max_inflight: 2}}]
+journal: {{path: "{tmp_path}/requests.sqlite"}}
+""",
+            encoding="utf-8",
+        )
+        async with running("serve", "--no-state", "--config", str(config)) as (process, url):
+            for model in ("simulated", "gpt-4o", "gpt-4o"):
+                assert 200 == (await post(http, url, model=model, max_tokens=5))[0]
+            _, page = await get(http, f"{url}/metrics")
+            process.terminate()
+            await process.wait()
+    assert b'driftsched_requests_finished_total{pool="chat",tier="standard"} 1.0' in page
+    assert b'driftsched_requests_finished_total{pool="code",tier="standard"} 2.0' in page
+    assert ["requests.chat.sqlite", "requests.code.sqlite"] == databases_in(tmp_path)
+
+
+def databases_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.sqlite"))
