@@ -106,6 +106,8 @@ class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tier: str = "standard"
     weight: float = 1.0
     """Share of the engines relative to other tenants."""
+    models: list[str] | None = None
+    """Those that it may use; None: all."""
     quota: QuotaSettings | None = None
     """None: it shares what there is with the others, and nothing else limits it."""
     keys_sha256: list[str] = []
@@ -343,6 +345,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """(SHA-256 in hex, tenant) of every key."""
         return [(digest, _tenant(settings)) for settings in self.tenants for digest in settings.digests]
 
+    def trusted_digests(self) -> list[str]:
+        """SHA-256 in hex of every key that may speak for others."""
+        return [digest for settings in self.tenants for digest in settings.trusted_keys_sha256]
+
     def max_wait_by_tier(self) -> dict[Tier, float]:
         return {tier: getattr(self.limits.max_wait_seconds, tier.label) for tier in Tier}
 
@@ -466,7 +472,8 @@ def _convert(document: object, kind: type[T], where: str) -> T:
 
 def _tenant(settings: TenantSettings) -> Tenant:
     quota = None if settings.quota is None else Quota(settings.id, **msgspec.structs.asdict(settings.quota))
-    return Tenant(settings.id, Tier.parse(settings.tier), settings.weight, quota)
+    models = None if settings.models is None else frozenset(settings.models)
+    return Tenant(settings.id, Tier.parse(settings.tier), settings.weight, quota, models)
 
 
 def _check_engine(where: str, engine: EngineSettings) -> None:
@@ -507,6 +514,8 @@ def _check_tenants(tenants: list[TenantSettings]) -> None:
         where = f"tenants[{number}]"
         if not tenant.id or tenant.id in seen_ids:
             raise ConfigError(f"{where}.id: must be given and unlike the others, not {tenant.id!r}")
+        if tenant.models == []:
+            raise ConfigError(f"{where}.models: name at least one, or leave it out for all")
         if not (isfinite(tenant.weight) and tenant.weight > 0):
             raise ConfigError(f"{where}.weight: must be greater than 0, not {tenant.weight}")
         _check_tier(f"{where}.tier", tenant.tier)

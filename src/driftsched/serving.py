@@ -155,7 +155,7 @@ def build_gateway(
         scheduler=scheduler,
         engine=engine,
         catalogue=catalogue,
-        tenants=KeyedTenants(settings.key_digests()) if settings.keyed else OpenTenants(settings.known_tenants()),
+        tenants=make_tenants(settings),
         clock=clock,
         policy_name=settings.policy_text,
         metrics=metrics.export,
@@ -169,6 +169,14 @@ def build_gateway(
         holding=holding,
         passthrough=settings.passthrough,
     )
+
+
+def make_tenants(settings: Settings) -> KeyedTenants | OpenTenants:
+    """What tells who is calling."""
+    known = settings.known_tenants()
+    if not settings.keyed:
+        return OpenTenants(known)
+    return KeyedTenants(settings.key_digests(), trusted=settings.trusted_digests(), known=known)
 
 
 def open_journal(settings: Settings) -> Journal | None:

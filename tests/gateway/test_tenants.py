@@ -6,12 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched.config import hash_key
-from driftsched.core.model import Tenant, Tier
+from driftsched.core.model import Quota, Tenant, Tier
 from driftsched.gateway.errors import HttpError
 from driftsched.gateway.tenants import (
     ANONYMOUS,
     MAX_NAME_CHARS,
+    MAX_SPOKEN_FOR,
+    OBJECTIVE_HEADERS,
     TENANT_HEADER,
+    TENANT_HEADERS,
     KeyedTenants,
     OpenTenants,
     effective_tier,
@@ -99,3 +102,69 @@ def test_a_caller_without_a_key_is_turned_away_whatever_its_body_says() -> None:
         keyed().check({})
     assert 401 == refused.value.status
     OpenTenants().check({})
+
+
+GATE = Tenant("gate", Tier.STANDARD, 2.0, Quota("gate", max_inflight=9))
+TRUSTED = {b"authorization": b"Bearer key-g"}
+PLAIN = {b"authorization": b"Bearer key-b"}
+
+
+def with_trusted() -> KeyedTenants:
+    digests = [(hash_key("key-g"), GATE), (hash_key("key-b"), BOB)]
+    return KeyedTenants(digests, trusted=[hash_key("key-g")], known=[ALICE, BOB, GATE])
+
+
+@pytest.mark.parametrize("header", TENANT_HEADERS)
+def test_a_trusted_key_speaks_for_whom_it_names(header: bytes) -> None:
+    tenants = with_trusted()
+    assert ALICE == tenants.resolve({**TRUSTED, header: b"alice"}, None)
+    assert GATE == tenants.resolve(TRUSTED, "alice")
+    assert GATE == tenants.resolve({**TRUSTED, header: b""}, None)
+
+
+def test_whom_nobody_configured_has_what_the_trusted_key_has_and_shares_its_quota() -> None:
+    made = with_trusted().resolve({**TRUSTED, TENANT_HEADER: b"carol"}, None)
+    assert Tenant("gate/carol", GATE.tier, GATE.weight, GATE.quota) == made
+
+
+@pytest.mark.parametrize("header", [*TENANT_HEADERS, *OBJECTIVE_HEADERS])
+def test_headers_of_others_say_nothing(header: bytes) -> None:
+    tenants, headers = with_trusted(), {**PLAIN, header: b"premium"}
+    assert (BOB, None) == (tenants.resolve(headers, None), tenants.asked_tier(headers))
+
+
+@pytest.mark.parametrize("header", OBJECTIVE_HEADERS)
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        (b"premium", Tier.PREMIUM),
+        (b"standard", Tier.STANDARD),
+        (b" Batch ", Tier.BATCH),
+        (b"system", Tier.PREMIUM),
+        (b"interactive", Tier.PREMIUM),
+        (b"default", None),
+        (b"bulk", Tier.BATCH),
+        (b"my-objective", None),
+        (b"\xff", None),
+        (b"", None),
+    ],
+)
+def test_a_trusted_key_asks_for_a_tier_by_header(header: bytes, said: bytes, asked: Tier | None) -> None:
+    assert asked == with_trusted().asked_tier({**TRUSTED, header: said})
+    assert asked == OpenTenants().asked_tier({header: said})
+
+
+def test_of_two_tiers_asked_for_the_lower_one_counts_and_never_one_above_the_tenants() -> None:
+    assert Tier.BATCH == effective_tier(GATE, Tier.PREMIUM, Tier.BATCH)
+    assert Tier.STANDARD == effective_tier(GATE, Tier.PREMIUM, Tier.PREMIUM)
+    assert Tier.BATCH == effective_tier(BOB, None, Tier.PREMIUM)
+
+
+def test_the_names_that_trusted_callers_make_up_are_bounded() -> None:
+    tenants = with_trusted()
+    for number in range(MAX_SPOKEN_FOR + 50):
+        tenants.resolve({**TRUSTED, TENANT_HEADER: b"%d" % number}, None)
+        tenants.resolve({**TRUSTED, TENANT_HEADER: b"0"}, None)
+    held = tenants._spoken_for
+    assert (MAX_SPOKEN_FOR, True, False) == (len(held), ("gate", "0") in held, ("gate", "1") in held)
+    assert len("gate/") + MAX_NAME_CHARS == len(tenants.resolve({**TRUSTED, TENANT_HEADER: b"x" * 999}, None).id)

@@ -50,6 +50,7 @@ def test_the_smallest_chat_call_is_understood() -> None:
         prompt_bytes=5,
         max_tokens=None,
         asked_tier=None,
+        says_tier=False,
         traits=read_traits([("user", "hello")]),
     )
     assert expected == chat_call()

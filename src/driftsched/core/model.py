@@ -60,6 +60,8 @@ class Tenant:
     """Share of the engines relative to other tenants, > 0; read by the fair policies only."""
     quota: Quota | None = None
     """None: no limit of its own, as the rule is."""
+    models: frozenset[str] | None = None
+    """Those that it may use; None: all."""
 
 
 @dataclass(frozen=True, slots=True)

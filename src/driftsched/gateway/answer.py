@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from driftsched.core.model import Tier
 from driftsched.core.protocols import Chunk
 from driftsched.core.waits import Eta
-from driftsched.gateway.assembly import Assembler, as_stream, is_document
+from driftsched.gateway.assembly import Assembler, as_stream, is_document, with_service_tier
 from driftsched.gateway.dispatcher import Turn
 from driftsched.gateway.errors import ClientStalledError, HttpError
 from driftsched.gateway.ratelimits import RateLimits, untold
@@ -62,6 +63,7 @@ class Answer:
         self._call = call
         self._story: HeaderList = [(b"x-request-id", request_id), (b"x-driftsched-policy", policy_name)]
         self._rate_limits = rate_limits
+        self._tier_told = not call.says_tier  # who did not ask is told in the headers only
         self._started = False
         self._assembler = Assembler()
         self._document: bytes | None = None
@@ -85,7 +87,11 @@ class Answer:
         Raises `EngineError` for a piece that makes no sense, and `ClientStalledError`.
         """
         if self._call.stream:
-            await self._stream(self._shape(chunk), turn)
+            data = self._shape(chunk)
+            if data and not self._tier_told:
+                self._tier_told = True
+                data = self._with_tier(data, turn.ticket.request.tier)
+            await self._stream(data, turn)
         else:
             self._gather(chunk)
 
@@ -102,6 +108,8 @@ class Answer:
         else:
             body = self._document or b""
             media_type = (b"content-type", self._media_type)
+            if not self._tier_told:
+                body = with_service_tier(body, turn.ticket.request.tier)
             actual = (b"x-driftsched-actual-tokens", b"%d" % turn.usage.completion_tokens)
             await _send_whole(self._send, 200, body, [media_type, *self._headers(turn), actual])
 
@@ -161,6 +169,10 @@ class Answer:
         if chunk.usage_only:
             return b""
         return _without_null_usage(chunk.data)
+
+    def _with_tier(self, data: bytes, tier: Tier) -> bytes:
+        """The first piece of a stream, with the tier that was used."""
+        return with_service_tier(data, tier)
 
     def _headers(self, turn: Turn) -> HeaderList:
         ticket, waited = turn.ticket, turn.queue_seconds

@@ -15,7 +15,7 @@ import msgspec
 
 from driftsched.core.errors import EngineError, RejectedError
 from driftsched.core.events import PolicyChanged
-from driftsched.core.model import Request, Tenant
+from driftsched.core.model import Request, Tenant, Tier
 from driftsched.core.protocols import Clock, Engine, Policy
 from driftsched.core.quotas import Quotas
 from driftsched.core.scheduler import Scheduler
@@ -50,7 +50,7 @@ from driftsched.gateway.holding import Holding
 from driftsched.gateway.passed import JSON, PassedAnswer, read_passed
 from driftsched.gateway.ratelimits import rate_limits
 from driftsched.gateway.responses import ResponsesAnswer
-from driftsched.gateway.tenants import TENANT_HEADER, effective_tier
+from driftsched.gateway.tenants import OBJECTIVE_HEADERS, TENANT_HEADERS, effective_tier
 from driftsched.gateway.whereabouts import Whereabouts
 from driftsched.gateway.wire import CHAT, COMPLETIONS, RESPONSES, Call, decode_body, read_call
 
@@ -61,7 +61,7 @@ QUEUE = "/v1/queue/"
 
 _TRACEPARENT = b"traceparent"
 _FORWARDED = (_TRACEPARENT, b"tracestate")  # what of a client's headers an engine gets to see
-_SAID_ONCE = (b"authorization", b"host", TENANT_HEADER)
+_SAID_ONCE = (b"authorization", b"host", *TENANT_HEADERS, *OBJECTIVE_HEADERS)
 _SESSION = b"x-session-id"
 _MAX_QUEUE_SECONDS = b"x-driftsched-max-queue-seconds"
 _SLO_SECONDS = b"x-driftsched-slo-seconds"
@@ -77,6 +77,10 @@ class TenantResolver(Protocol):
 
     def resolve(self, headers: Headers, user: str | None) -> Tenant:
         """The tenant. Raises `HttpError` 401."""
+        ...
+
+    def asked_tier(self, headers: Headers) -> Tier | None:
+        """The tier asked for in headers that count. Raises `HttpError` 401."""
         ...
 
 
@@ -290,7 +294,7 @@ class Gateway:
         else:
             call, user = read_passed(body, _content_type(headers))
             tenant = self._tenants.resolve(headers, user)
-        models = self._catalogue.models
+        models = self._models_of(tenant)
         if not call.model and models:
             call = replace(call, model=models[0])  # as engines do, where they need no name
         if models is not None and call.model not in models:
@@ -302,6 +306,13 @@ class Gateway:
             )
         return call, self._request(endpoint, call, tenant, body, headers)
 
+    def _models_of(self, tenant: Tenant) -> Sequence[str] | None:
+        """The models that the tenant may use; None while all may be, and no engine has told which there are."""
+        served = self._catalogue.models
+        if tenant.models is None:
+            return served
+        return sorted(tenant.models if served is None else tenant.models.intersection(served))
+
     def _request(self, endpoint: str, call: Call, tenant: Tenant, body: bytes, headers: Headers) -> Request:
         now = self._clock.now()
         request_id = self._next_id()
@@ -310,7 +321,7 @@ class Gateway:
         return Request(
             id=request_id,
             tenant=tenant,
-            tier=effective_tier(tenant, call.asked_tier),
+            tier=effective_tier(tenant, call.asked_tier, self._tenants.asked_tier(headers)),
             model=call.model,
             arrived_at=now,
             prompt=call.prompt,
@@ -377,8 +388,7 @@ class Gateway:
         )
 
     async def _list_models(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        self._tenants.check(headers)
-        models = self._catalogue.models or ()
+        models = self._models_of(self._tenants.resolve(headers, None)) or ()
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "driftsched"} for name in models]
         await respond(send, 200, msgspec.json.encode({"object": "list", "data": data}))
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from driftsched.core.errors import EngineError
+from driftsched.core.model import Tier
 from driftsched.engines.sse import Alike
 
 _decode = msgspec.json.decode
@@ -120,6 +121,27 @@ class Assembler:
 
 def _garbage() -> EngineError:
     return EngineError(502, "garbage", "the engine streamed an event of an unknown shape")
+
+
+SERVICE_TIERS = {Tier.PREMIUM: "priority", Tier.STANDARD: "default", Tier.BATCH: "flex"}
+"""The tier that was used, in OpenAI's words."""
+
+
+def with_service_tier(data: bytes, tier: Tier) -> bytes:
+    """A document, or the first event of a stream's piece, that says at which tier it was served.
+
+    Anything else is left as it is: to judge what an engine sent is not for here.
+    """
+    start = 0 if is_document(data) else data.find(b"data:") + 5
+    end = len(data) if is_document(data) else data.find(b"\n", start)
+    try:
+        fields = _decode(data[start:end])
+    except _MISSHAPEN:
+        return data
+    if not isinstance(fields, dict) or "error" in fields:
+        return data
+    said = _encode({**fields, "service_tier": SERVICE_TIERS[tier]})
+    return said if start == 0 else data[:start] + b" " + said + data[end:]
 
 
 def is_document(data: bytes) -> bool:

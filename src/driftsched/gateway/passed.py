@@ -74,6 +74,7 @@ def _call(model: str, prompt_bytes: int, service_tier: str | None) -> Call:
         prompt_bytes=prompt_bytes,
         max_tokens=1,  # the least that there is: no estimator then predicts an answer
         asked_tier=asked_tier(service_tier),
+        says_tier=False,  # nothing of the answer is changed
         traits=NO_TRAITS,
     )
 

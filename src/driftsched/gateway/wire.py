@@ -128,6 +128,8 @@ class Call:
     max_tokens: int | None
     asked_tier: Tier | None
     """What `service_tier` asks for; None means the tenant's own."""
+    says_tier: bool
+    """The client set `service_tier`, and wants to know what came of it."""
     traits: Traits
 
 
@@ -199,6 +201,7 @@ def read_call(body: Body, *, tenant: str = "", session: str = "") -> Call:
         if max_tokens and max_tokens > 0
         else None,  # engines differ on 0 and -1: theirs to judge
         asked_tier=asked_tier(body.service_tier),
+        says_tier=body.service_tier is not None,
         traits=read_traits(
             said,
             tenant=tenant,
