@@ -187,6 +187,27 @@ async def test_an_engine_is_asked_once_whether_it_has_the_api(connect: Connect) 
     assert [PATH, *["/v1/chat/completions"] * 3] == paths
 
 
+async def test_an_engine_that_was_away_is_asked_again_whether_it_has_the_api(connect: Connect) -> None:
+    async with gateway_before(routes={PATH: NO_SUCH_PATH}) as (upstream, house):
+        await connect(house).responses.create(**asked())
+        port = int(upstream.url.rsplit(":", 1)[1])
+        await upstream.__aexit__(None, None, None)
+        with pytest.raises(APIError):
+            await connect(house).responses.create(**asked())
+        async with FaultyUpstream(stream(NATIVE), port=port) as updated:
+            await until(lambda: house.idle)
+            whole = await connect(house).responses.create(**asked())
+        assert [PATH] == [seen.path for seen in updated.requests]
+    assert "Hello world" == whole.output_text
+
+
+async def test_a_number_that_cannot_be_translated_is_refused(connect: Connect, http: aiohttp.ClientSession) -> None:
+    async with gateway_before(routes={PATH: NO_SUCH_PATH}) as (_, house):
+        body = b'{"model":"simulated","input":"x","seed":1e400}'
+        async with http.post(house.url + PATH, data=body) as response:
+            assert 400 == response.status
+
+
 async def test_a_model_that_the_engine_does_not_have_says_nothing_about_the_api(connect: Connect) -> None:
     missing = status(404, b'{"error":{"message":"no such model","type":"NotFoundError","param":null,"code":404}}')
     async with gateway_before(missing) as (upstream, house):
@@ -323,6 +344,7 @@ async def test_what_would_need_a_memory_is_refused(connect: Connect, fields: dic
         ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"text": "plain"}, "text"),
     ],
 )
 async def test_what_a_chat_completion_cannot_do_is_refused_by_name(

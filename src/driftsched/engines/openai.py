@@ -21,7 +21,7 @@ from driftsched.engines.http_answer import HttpError, NotHttpError
 from driftsched.engines.kinds import Discovery, engine_priority, recognise
 from driftsched.engines.passed import PassedScanner
 from driftsched.engines.payload import Payload
-from driftsched.engines.responses import ResponsesScanner
+from driftsched.engines.responses import ResponsesScanner, fields_to_echo
 from driftsched.engines.sse import EventScanner
 from driftsched.engines.to_chat import chat_body
 from driftsched.engines.vitals import MAX_METRICS_BYTES, read_metrics, read_slots
@@ -233,8 +233,8 @@ class OpenAIEngine:
             except EngineError as error:
                 if error.kind != "engine_rejected" or error.status not in _NO_SUCH_PATH:
                     raise
-        call = replace(payload, endpoint=CHAT, body=chat_body(msgspec.json.decode(body)), stream=True)
-        translator = ChatTranslator(msgspec.json.decode(payload.body))
+        call = replace(payload, endpoint=CHAT, body=chat_body(body), stream=True)
+        translator = ChatTranslator(fields_to_echo(payload.body))
         answered = await self._send(call, upstream_body(call, priority, keeps_priority=True))
         self._lacks_responses = True  # now it is certain: a model that is not there is refused at both paths
         return *answered, translator

@@ -33,6 +33,14 @@ _ECHOED: dict[str, Any] = {
 """Fields of a call that its response repeats, and what they are if the call leaves them out."""
 
 
+def fields_to_echo(body: bytes) -> dict[str, Any]:
+    """What a call says that its response may repeat; nothing if that cannot be read."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
 def response_document(
     fields: Mapping[str, Any], response_id: str, created_at: int, status: str, **more: Any
 ) -> dict[str, Any]:

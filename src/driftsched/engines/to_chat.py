@@ -4,7 +4,7 @@ What has no counterpart there is refused by name: an answer that leaves out what
 that the Responses API does not know reach the engine as they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,8 +18,12 @@ _DROPPED = frozenset(
 """Fields that mean something to the Responses API only, or that the gateway has dealt with."""
 
 
-def chat_body(fields: Mapping[str, Any]) -> bytes:
+def chat_body(body: bytes) -> bytes:
     """The body of the chat completion, not yet asked to stream. Raises `EngineError` (400) naming the field."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _refused("The body", f"cannot be put to this engine: {error}") from error
     call = {name: value for name, value in fields.items() if name not in _DROPPED}
     call["messages"] = _messages(fields.get("instructions"), call.pop("input", None))
     for name, rename in _RENAMED.items():

@@ -10,7 +10,7 @@ from driftsched.core.errors import EngineError
 from driftsched.core.model import Tier
 from driftsched.core.protocols import Chunk
 from driftsched.engines.payload import Payload
-from driftsched.engines.responses import events_of, response_document, response_event
+from driftsched.engines.responses import events_of, fields_to_echo, response_document, response_event
 from driftsched.engines.sse import EVENT_END, event_data
 from driftsched.gateway.answer import Answer
 from driftsched.gateway.assembly import is_document
@@ -37,7 +37,7 @@ class ResponsesAnswer(Answer):
             return super()._sign_of_life(turn)
         request = turn.ticket.request
         self._response_id = f"resp_{request.id.replace('-', '')}"
-        fields = msgspec.json.decode(request.payload.body) if isinstance(request.payload, Payload) else {}
+        fields = fields_to_echo(request.payload.body) if isinstance(request.payload, Payload) else {}
         queued = response_document(fields, self._response_id, int(time.time()), "queued")
         self._number = 2
         return response_event("response.created", 0, response=queued) + response_event(
