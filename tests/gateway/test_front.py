@@ -209,3 +209,28 @@ journal: {{path: "{tmp_path}/requests.sqlite"}}
 
 def databases_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.sqlite"))
+
+
+async def test_what_is_passed_through_reaches_the_pool_of_its_model(http: aiohttp.ClientSession) -> None:
+    async with street() as here:
+        for path in ("/v1/embeddings", "/tokenize", "/v1/responses"):
+            body = {"model": "gpt-large", "input": "x", "content": "x"}
+            async with http.post(here.url + path, json=body) as response:
+                await response.read()
+        paths = [seen.path for seen in here.large.requests if seen.method == "POST"]
+        models = [msgspec.json.decode(seen.body)["model"] for seen in here.large.requests if seen.method == "POST"]
+    assert ["/v1/embeddings", "/tokenize", "/v1/responses"] == paths
+    assert ["large-1"] * 3 == models
+
+
+@pytest.mark.parametrize("model", ["large-1", "small-1", "gpt-large"])
+async def test_a_form_is_asked_of_the_pool_of_its_model(http: aiohttp.ClientSession, model: str) -> None:
+    async with street() as here:
+        form = aiohttp.FormData({"model": model})
+        form.add_field("file", b"x", filename="a.wav")
+        async with http.post(f"{here.url}/v1/embeddings", data=form) as response:
+            served = response.status
+        large = [seen for seen in here.large.requests if seen.method == "POST"]
+        small = [seen for seen in here.small.requests if seen.method == "POST"]
+    assert (model == "large-1", model == "small-1") == (len(large) == 1, len(small) == 1)
+    assert (served == 404) == (model == "gpt-large")

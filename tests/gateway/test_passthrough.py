@@ -138,6 +138,19 @@ async def test_a_call_that_names_no_model_is_one_of_the_first(
     assert {"content": "A queue"} == json.loads(passed(upstream)[0].body)
 
 
+async def test_a_tenant_names_no_model_of_others_by_naming_none(
+    upstream: FaultyUpstream, http: aiohttp.ClientSession
+) -> None:
+    settings = Settings(tenants=[TenantSettings("a", keys_sha256=[hash_key("sk-a")], models=["other"])])
+    headers = {"authorization": "Bearer sk-a"}
+    async with live_gateway(http_engine(upstream.url), settings=settings) as house:
+        async with http.post(house.url + PATH, json={"input": ""}, headers=headers) as response:
+            assert 404 == response.status
+        async with http.post(house.url + PATH, json={"model": "other", "input": ""}, headers=headers) as response:
+            assert 200 == response.status
+    assert 1 == len(passed(upstream))
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model":5}', b'{"model":"simulated","service_tier":"gold"}'])
 async def test_a_body_that_cannot_be_scheduled_is_refused(
     house: House, http: aiohttp.ClientSession, body: bytes

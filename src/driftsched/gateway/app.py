@@ -294,9 +294,9 @@ class Gateway:
         else:
             call, user = read_passed(body, _content_type(headers))
             tenant = self._tenants.resolve(headers, user)
-        models = self._models_of(tenant)
-        if not call.model and models:
-            call = replace(call, model=models[0])  # as engines do, where they need no name
+        served, models = self._catalogue.models, self._models_of(tenant)
+        if not call.model and served:
+            call = replace(call, model=served[0])  # the engine's own choice, where it needs no name
         if models is not None and call.model not in models:
             raise HttpError(
                 404,

@@ -15,6 +15,7 @@ from driftsched.gateway.admin import ADMIN
 from driftsched.gateway.answer import Headers, Message, Receive, Send, respond
 from driftsched.gateway.app import QUEUE, Gateway, Readiness
 from driftsched.gateway.errors import ClientLeftError, HttpError, internal
+from driftsched.gateway.passed import is_form, model_of_form
 
 _logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Front:
 
     async def _answer(self, scope: Message, headers: Headers, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if scope["method"] == "POST" and path.startswith("/v1/"):
+        if scope["method"] == "POST" and not path.startswith(ADMIN):
             await self._relay(scope, headers, receive, send)
         elif path == "/v1/models":
             await _pass_on(send, await self._models(scope))
@@ -114,11 +115,13 @@ class Front:
     async def _relay(self, scope: Message, headers: Headers, receive: Receive, send: Send) -> None:
         """Let the pool that serves the model of a call answer it. Raises `HttpError` 404 or 503."""
         body = await self._first.gateway.body_of(headers, receive)
-        pool, body = self._addressee(body)
+        pool, body = self._addressee(headers, body)
         await pool.gateway(_resized(scope, len(body)), _after(body, receive), send)
 
-    def _addressee(self, body: bytes) -> tuple[Pool, bytes]:
-        """The pool, and the body as its engines understand it."""
+    def _addressee(self, headers: Headers, body: bytes) -> tuple[Pool, bytes]:
+        """The pool, and the body as its engines understand it. Raises `HttpError` 400, 404 or 503."""
+        if is_form(headers):
+            return self._addressee_of_form(model_of_form(body)), body
         try:
             model = _decode_address(body).model
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -129,6 +132,15 @@ class Front:
         for pool in self._pools.values():
             if model in pool.served():
                 return pool, body
+        raise self._not_served(model)
+
+    def _addressee_of_form(self, model: str) -> Pool:
+        """Forms go through untouched, so a name that stands for another would mean nothing to the engine."""
+        if not model:
+            return self._first
+        for pool in self._pools.values():
+            if model in pool.served():
+                return pool
         raise self._not_served(model)
 
     def _not_served(self, model: str) -> HttpError:

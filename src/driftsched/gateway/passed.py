@@ -10,7 +10,7 @@ import msgspec
 
 from driftsched.core.model import NO_TRAITS
 from driftsched.core.protocols import Chunk
-from driftsched.gateway.answer import Answer
+from driftsched.gateway.answer import Answer, Headers
 from driftsched.gateway.dispatcher import Turn
 from driftsched.gateway.errors import HttpError
 from driftsched.gateway.wire import Call, asked_tier
@@ -41,7 +41,7 @@ def read_passed(body: bytes, content_type: str) -> tuple[Call, str | None]:
     Nothing is generated: it counts the tokens of its prompt, taken from the length of the body.
     """
     if content_type.partition(";")[0].strip().lower() != JSON:
-        return _call(_model_of_form(body), len(body) * _BYTES_PER_TOKEN // OTHER_BYTES_PER_TOKEN, None), None
+        return _call(model_of_form(body), len(body) * _BYTES_PER_TOKEN // OTHER_BYTES_PER_TOKEN, None), None
     try:
         fields = _decode(body)
     except msgspec.ValidationError as error:
@@ -79,8 +79,12 @@ def _call(model: str, prompt_bytes: int, service_tier: str | None) -> Call:
     )
 
 
-def _model_of_form(body: bytes) -> str:
-    """The field `model` of a form. Raises `HttpError` 400 if it is there twice: who knows which one counts."""
+def is_form(headers: Headers) -> bool:
+    return headers.get(b"content-type", b"")[:19].lower() == b"multipart/form-data"
+
+
+def model_of_form(body: bytes) -> str:
+    """The field `model` of a form; empty if there is none. Raises `HttpError` 400 if it is there twice."""
     named = _FORM_MODEL.findall(body)
     if len(named) > 1:
         raise HttpError(400, "The form names a model more than once.", param="model", code="invalid_value")
