@@ -228,6 +228,17 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The head of each prompt goes into its line."""
 
 
+class OtelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenTelemetry; off unless there is an endpoint, here or in the environment."""
+
+    endpoint: str | None = None
+    """Root of a collector that takes OTLP over HTTP; None: what OTEL_EXPORTER_OTLP_ENDPOINT says."""
+    sample_ratio: float = 1.0
+    """Of the requests whose callers do not say whether their trace is recorded."""
+    export_seconds: float = 10.0
+    """Between two times that metrics are sent."""
+
+
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was learnt, kept over a restart; `path: null` keeps nothing."""
 
@@ -312,6 +323,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin: AdminSettings = AdminSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
+    otel: OtelSettings = OtelSettings()
     tuning: TuningSettings = TuningSettings()
 
     @property
@@ -408,6 +420,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_tenants(self.tenants)
         _check_admin(self.admin, self.tenants)
         _check_metrics(self.metrics, self.admin)
+        _check_otel(self.otel)
         _check_limits(self.limits)
         _check_journal(self.journal)
         _check_state(self.state)
@@ -547,6 +560,15 @@ def _check_metrics(metrics: MetricsSettings, admin: AdminSettings) -> None:
         )
     if metrics.require_admin_key and not admin.keys_sha256:
         raise ConfigError("metrics.require_admin_key: there is no admin key: set admin.keys_sha256")
+
+
+def _check_otel(otel: OtelSettings) -> None:
+    if otel.endpoint is not None and not otel.endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"otel.endpoint: must begin with http:// or https://, not {otel.endpoint!r}")
+    if not 0 <= otel.sample_ratio <= 1:
+        raise ConfigError(f"otel.sample_ratio: must be between 0 and 1, not {otel.sample_ratio}")
+    if not 1 <= otel.export_seconds < inf:
+        raise ConfigError(f"otel.export_seconds: must be a number of 1 or more, not {otel.export_seconds}")
 
 
 def _check_digest(where: str, digest: str) -> None:

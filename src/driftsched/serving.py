@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
@@ -23,6 +24,7 @@ from driftsched.core.protocols import Accountable, Engine, Listener
 from driftsched.core.quotas import Quotas
 from driftsched.core.scheduler import Scheduler
 from driftsched.core.specs import parse_spec, spec_text
+from driftsched.core.tracing import Span
 from driftsched.engines.control import DispatchControl
 from driftsched.engines.pool import EnginePool
 from driftsched.estimators import create_classifier, create_counter, create_estimator
@@ -33,7 +35,7 @@ from driftsched.gateway.edge import EdgeLimits, edge_protocol
 from driftsched.gateway.front import Front, Pool
 from driftsched.gateway.holding import Holding
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
-from driftsched.observing import log_format, open_access_log
+from driftsched.observing import log_format, open_access_log, open_otel
 from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
 from driftsched.pooling import Fleet
@@ -48,6 +50,9 @@ from driftsched.telemetry.log import log_drift, log_policy
 from driftsched.telemetry.prometheus import PrometheusListener
 from driftsched.telemetry.shadow import ShadowMetrics
 from driftsched.telemetry.state import StateKeeper, StateStore
+
+if TYPE_CHECKING:
+    from driftsched.telemetry.otel import OpenTelemetry
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +81,7 @@ def build_gateway(
     listeners: Sequence[Listener] = (),
     pool: str = DEFAULT_POOL,
     quotas: Quotas | None = None,
+    trace: Callable[[str], Span] | None = None,
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
 
@@ -165,6 +171,7 @@ def build_gateway(
         keep_alive_seconds=settings.limits.keep_alive_seconds,
         admin=admin,
         private_metrics=settings.metrics.require_admin_key,
+        trace=trace,
         quotas=quotas,
         holding=holding,
         passthrough=settings.passthrough,
@@ -240,10 +247,13 @@ class _Shared:
     state: StateKeeper | None
     quotas: Quotas
     access_log: AccessLog | None
+    otel: "OpenTelemetry | None"
 
     def start(self) -> None:
         if self.access_log is not None:
             self.access_log.start()
+        if self.otel is not None:
+            self.otel.start()
         if self.state is not None:
             self.state.start()
 
@@ -294,10 +304,13 @@ def _share(settings: Settings, closings: AsyncExitStack) -> _Shared:
     access_log = open_access_log(settings.log)
     if access_log is not None:
         closings.callback(access_log.close)
+    otel = open_otel(settings.otel)
+    if otel is not None:
+        closings.callback(otel.close)
     state = open_state(settings)
     if state is not None:
         closings.callback(state.close)
-    return _Shared(state, Quotas(), access_log)
+    return _Shared(state, Quotas(), access_log, otel)
 
 
 def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncExitStack) -> _House:
@@ -322,7 +335,8 @@ def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncE
         control=fleet.control,
         shadow=shadow,
         tuning=tuning,
-        listeners=[shared.access_log] if shared.access_log else [],
+        listeners=[part for part in (shared.access_log, shared.otel) if part],
+        trace=shared.otel.span if shared.otel else None,
         pool=name,
         quotas=shared.quotas,
     )
@@ -429,4 +443,4 @@ class _Server(uvicorn.Server):
         if sockets and self.started:
             host, port = sockets[0].getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            print(f"{self._what} listens on {url}", file=sys.stderr, flush=True)
+            self._say(f"{self._what} listens on {url}")

@@ -1,11 +1,16 @@
 """What the gateway puts into its log about a call."""
 
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE
+
 import aiohttp
 import pytest
 
-from driftsched.config import LogSettings
+from driftsched.config import LogSettings, OtelSettings
 from driftsched.core.events import Finished
-from driftsched.observing import log_format, open_access_log
+from driftsched.observing import log_format, open_access_log, open_otel
 from support.servers import chat, live_gateway, simulated
 
 
@@ -36,3 +41,23 @@ def test_people_are_told_in_text_and_programs_in_json_unless_they_ask(terminal: 
 def test_there_is_no_access_log_unless_it_is_wanted() -> None:
     assert open_access_log(LogSettings(access=False)) is None
     assert open_access_log(LogSettings()) is not None
+
+
+async def test_every_line_that_a_program_reads_is_json() -> None:
+    serve = "serve", "--engine", "http://127.0.0.1:9", "--no-state", "--port", "0"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "driftsched", *serve, stderr=PIPE)
+    assert process.stderr is not None
+    said = await process.stderr.readuntil(b" listens on ") + await process.stderr.readline()
+    process.terminate()
+    said += await process.stderr.read()
+    assert 0 == await process.wait()
+    messages = [json.loads(line)["message"] for line in said.splitlines()]
+    assert any(message.startswith("driftsched listens on http://127.0.0.1:") for message in messages)
+
+
+def test_without_an_endpoint_nothing_is_sent_anywhere() -> None:
+    assert open_otel(OtelSettings(), {}) is None
+
+
+def test_the_environment_can_forbid_what_the_settings_ask_for() -> None:
+    assert open_otel(OtelSettings(endpoint="http://127.0.0.1:9"), {"OTEL_SDK_DISABLED": "true"}) is None

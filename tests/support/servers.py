@@ -12,6 +12,8 @@ from openai import AsyncOpenAI
 
 from driftsched.config import PartSettings, Settings
 from driftsched.core.events import Admitted, Event, Evicted, Failed, Finished, Rejected
+from driftsched.core.protocols import Listener
+from driftsched.core.tracing import Span
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.engines.simulated import SimulatedEngine
 from driftsched.gateway.app import Gateway
@@ -98,6 +100,8 @@ async def live_gateway(
     shadow: Shadowing | None = None,
     tuning: SelfTuning | None = None,
     edge: EdgeLimits | None = None,
+    listeners: Sequence[Listener] = (),
+    trace: Callable[[str], Span] | None = None,
 ) -> AsyncIterator[House]:
     """A gateway in front of `engine`, which it closes and, unless there is a catalogue, asks for its models.
 
@@ -117,7 +121,8 @@ async def live_gateway(
         journal=journal,
         shadow=shadow,
         tuning=tuning,
-        listeners=[events.append],
+        listeners=[events.append, *listeners],
+        trace=trace,
     )
     try:
         async with serving(gateway, edge) as url:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED = 0x01
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,6 @@ def parse_traceparent(header: str) -> Span | None:
     if match is None:
         return None
     version, trace_id, span_id, flags, more = match.groups()
-    if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
+    if version == "ff" or (version == "00" and more) or trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
     return Span(trace_id, span_id, "", bool(int(flags, 16) & _SAMPLED))
