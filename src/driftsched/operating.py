@@ -1,5 +1,6 @@
 """What operators see of a running gateway, wired together."""
 
+import asyncio
 import time
 
 import msgspec
@@ -64,6 +65,7 @@ def make_admin(
             "policy": decisions.policy,
             **await overview.document(now),
             "journal": {"written": journal.written, "dropped": journal.dropped} if journal else None,
+            "num_tasks": len(asyncio.all_tasks()),
         }
 
     def decision(request_id: str) -> dict[str, object] | None:

@@ -150,8 +150,17 @@ def is_document(data: bytes) -> bool:
 
 
 def as_stream(document: bytes, *, wants_usage: bool) -> bytes:
-    """A whole answer as a stream of one chunk, for a client that asked to stream of an engine that cannot."""
-    fields = _decode(document)
+    """A whole answer as a stream of one chunk, for a client that asked to stream of an engine that cannot.
+
+    Raises `EngineError` (502) for what is no answer after all.
+    """
+    try:
+        return _streamed(_decode(document), wants_usage)
+    except _MISSHAPEN as error:
+        raise _garbage() from error
+
+
+def _streamed(fields: dict[str, Any], wants_usage: bool) -> bytes:
     usage = fields.pop("usage", None)
     fields["object"] = {"chat.completion": "chat.completion.chunk"}.get(fields.get("object"), fields.get("object"))
     for choice in fields.get("choices", ()):
