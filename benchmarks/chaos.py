@@ -64,6 +64,8 @@ FIRST_NUMBER = 1_000_000
 """Of requests; so large that no answer is cut by it."""
 TENANTS = {"ann": "premium", "bob": "standard", "cy": "batch"}
 STALL_SECONDS = 2.0
+LAST_SECONDS = 120.0
+"""For the last clients to be answered."""
 SETTLE_SECONDS = 20.0
 """For connections kept open to engines and clients to be given up after the last request."""
 MODELS = json.dumps({"object": "list", "data": [{"id": "chaos", "object": "model"}]}).encode()
@@ -287,10 +289,10 @@ async def never_reads(scene: Scene) -> None:
     """Asks for much and takes nothing of it, until it is sent away."""
     number, body, key = scene.call(stream=True)
     body = body.replace(b"?", LONG)
-    _, writer = await connected_to(scene.url)
-    writer.transport.pause_reading()
+    reader, writer = await connected_to(scene.url)
     writer.write(head_of(body, f"Authorization: Bearer {key}", close=False) + body)
-    await asyncio.sleep(STALL_SECONDS * 3)
+    await asyncio.sleep(STALL_SECONDS * 3)  # the reader takes 128 kB, and no more
+    del reader
     writer.transport.abort()
     scene.ledger.outcomes[number] = "left"
 
@@ -342,8 +344,9 @@ def note_stranger(scene: Scene, reply: bytes) -> None:
 async def onlooker(scene: Scene) -> None:
     """Asks where a request is, and for what there is to be seen."""
     path = scene.rng.choice(["/v1/queue/1", "/v1/models", "/readyz", "/health", "/v1/queue/..%2f"])
-    async with scene.http.get(scene.url + path, headers={"authorization": "Bearer sk-ann"}) as response:
-        await response.read()
+    with suppress(aiohttp.ServerDisconnectedError):  # a kept connection, given up just now
+        async with scene.http.get(scene.url + path, headers={"authorization": "Bearer sk-ann"}) as response:
+            await response.read()
 
 
 CLIENTS: list[tuple[float, Callable[[Scene], Awaitable[None]]]] = [
@@ -451,8 +454,9 @@ async def play(seconds: float, rate: float, seed: int, folder: Path) -> dict[str
         stack.push_async_callback(cancelled, engines)
         config = configuration(folder, list(await asyncio.gather(*addresses)))
         process, url = await stack.enter_async_context(running("serve", "--config", str(config)))
-        connector = aiohttp.TCPConnector(limit=0)
-        http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        patient = aiohttp.ClientTimeout(total=None, sock_connect=None)
+        http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=patient)
+        await stack.enter_async_context(http)
         scene = Scene(url, http, Ledger(), rng)
         before = await observed(process.pid, scene)
         seen: list[Observed] = []
@@ -492,7 +496,7 @@ async def send_all(scene: Scene, seconds: float, rate: float) -> None:
         task = asyncio.ensure_future(kind(scene))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LAST_SECONDS):
         await asyncio.gather(*tasks)
 
 

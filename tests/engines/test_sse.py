@@ -214,6 +214,12 @@ def test_an_event_that_is_not_json_is_garbage() -> None:
     assert (failure_of(b"data: <html>\n\n").status, failure_of(b"data: {]\n\n").kind) == (502, "garbage")
 
 
+@pytest.mark.parametrize("document", [b'{"choices":[]}\n\n', b'\n {"a":1}\n\n', b"[1]\n\n"])
+def test_a_document_among_events_is_garbage(document: bytes) -> None:
+    chunks, failure = scan(EVENTS[0], document + EVENTS[1])
+    assert (EVENTS[0], "garbage") == (joined(chunks), failure and failure.kind)
+
+
 @pytest.mark.parametrize("text", [b'"\\x"', b'"\\u12g4"', b'"\xff"', b'"\x01"', b'"a" "b"', b'"a'])
 def test_an_event_that_differs_from_the_one_before_in_a_broken_text_is_garbage(text: bytes) -> None:
     broken = content_event("TEXT").replace(b'"TEXT"', text)

@@ -292,6 +292,13 @@ def test_a_document_turned_into_a_stream_shows_usage_only_to_who_asked() -> None
     assert b'"usage"' not in as_stream(msgspec.json.encode(DOCUMENT), wants_usage=False)
 
 
+@pytest.mark.parametrize("document", [b"{", b'{"choices":[1]}', b'{"choices":5}', b"[1]"])
+def test_what_is_no_answer_cannot_be_turned_into_a_stream(document: bytes) -> None:
+    with pytest.raises(EngineError) as caught:
+        as_stream(document, wants_usage=True)
+    assert (502, "garbage") == (caught.value.status, caught.value.kind)
+
+
 def test_a_text_document_turned_into_a_stream_and_back_is_the_same_document() -> None:
     choice = {"index": 0, "text": "Once", "logprobs": None, "finish_reason": "length"}
     document = {"id": "c", "object": "text_completion", "choices": [choice], "usage": {"completion_tokens": 1}}

@@ -306,7 +306,7 @@ async def test_a_path_leads_nowhere_but_to_what_there_is(house: House, path: str
 
 
 @pytest.mark.parametrize(
-    "model", ["http://127.0.0.1:1/v1", "../../admin", "simulated\r\nX: y", "\0", "", "m" * 100_000, "%2e%2e", "🦆"]
+    "model", ["http://127.0.0.1:1/v1", "../../admin", "simulated\r\nX: y", "\0", "m" * 100_000, "%2e%2e", "🦆"]
 )
 async def test_a_model_is_a_name_and_no_address(house: House, model: str) -> None:
     body = json.dumps(chat(model=model)).encode()

@@ -216,6 +216,8 @@ def _parse(text: bytes) -> Answer | None:
             return decode_answer(text[5:])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
+    if text[:16].lstrip()[:1] in (b"{", b"["):  # a document, which whoever relays this would take for one
+        return None
     data = event_data(text)
     if not data:
         return _OPAQUE

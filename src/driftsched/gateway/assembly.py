@@ -162,7 +162,8 @@ def as_stream(document: bytes, *, wants_usage: bool) -> bytes:
 
 def _streamed(fields: dict[str, Any], wants_usage: bool) -> bytes:
     usage = fields.pop("usage", None)
-    fields["object"] = {"chat.completion": "chat.completion.chunk"}.get(fields.get("object"), fields.get("object"))
+    if fields.get("object") == "chat.completion":
+        fields["object"] = "chat.completion.chunk"
     for choice in fields.get("choices", ()):
         if "message" in choice:
             choice["delta"] = choice.pop("message")
