@@ -38,6 +38,7 @@ COMPOSITION = {
     "simulating",
     "benching",
     "evaluating",
+    "reloading",
     "replaying",
     "selftuning",
     "shadowing",

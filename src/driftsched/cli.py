@@ -114,35 +114,41 @@ def serve(
     from driftsched import observing, serving
     from driftsched.config import EngineSettings, PartSettings, Settings, load_settings
     from driftsched.core.specs import parse_spec
+    from driftsched.reloading import Source
 
-    settings = load_settings(config) if config else Settings()
-    changes: dict[str, object] = {}
-    if engine:
-        changes["engines"] = [EngineSettings(url, max_inflight=max_inflight) for url in engine]
-    elif max_inflight is not None:
-        changes["engines"] = [msgspec.structs.replace(e, max_inflight=max_inflight) for e in settings.engines]
-    if policy is not None:
-        changes["policy"] = PartSettings(*parse_spec(policy))
-    if shadow:
-        changes["shadow"] = shadow
-    if tune is not None:
-        changes["tuning"] = msgspec.structs.replace(settings.tuning, goal=tune)
-    if estimator is not None:
-        changes["estimator"] = PartSettings(estimator)
-    if host is not None:
-        changes["host"] = host
-    if port is not None:
-        changes["port"] = port
-    if journal is not None:
-        changes["journal"] = msgspec.structs.replace(settings.journal, path=str(journal))
     if state is not None and no_state:
         raise ConfigError("--state and --no-state contradict each other: give one of them")
-    if state is not None or no_state:
-        path = None if state is None else str(state)
-        changes["state"] = msgspec.structs.replace(settings.state, path=path)
-    settings = msgspec.structs.replace(settings, **changes)
+
+    def load() -> Settings:
+        """The configuration, with the options given here over it. Raises `ConfigError`."""
+        settings = load_settings(config) if config else Settings()
+        changes: dict[str, object] = {}
+        if engine:
+            changes["engines"] = [EngineSettings(url, max_inflight=max_inflight) for url in engine]
+        elif max_inflight is not None:
+            changes["engines"] = [msgspec.structs.replace(e, max_inflight=max_inflight) for e in settings.engines]
+        if policy is not None:
+            changes["policy"] = PartSettings(*parse_spec(policy))
+        if shadow:
+            changes["shadow"] = shadow
+        if tune is not None:
+            changes["tuning"] = msgspec.structs.replace(settings.tuning, goal=tune)
+        if estimator is not None:
+            changes["estimator"] = PartSettings(estimator)
+        if host is not None:
+            changes["host"] = host
+        if port is not None:
+            changes["port"] = port
+        if journal is not None:
+            changes["journal"] = msgspec.structs.replace(settings.journal, path=str(journal))
+        if state is not None or no_state:
+            path = None if state is None else str(state)
+            changes["state"] = msgspec.structs.replace(settings.state, path=path)
+        return msgspec.structs.replace(settings, **changes)
+
+    settings = load()
     observing.log_to_stderr(settings.log)
-    serving.serve(settings)
+    serving.serve(settings, Source(config, load) if config else None)
 
 
 @app.command()

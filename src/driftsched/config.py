@@ -346,6 +346,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Calls must carry an API key."""
         return self.keys_file is not None or any(tenant.digests for tenant in self.tenants)
 
+    @property
+    def num_keys(self) -> int:
+        return sum(len(tenant.digests) for tenant in self.tenants)
+
     def keys_path(self, config: Path) -> Path | None:
         """Where `keys_file` is, for settings that were read from `config`."""
         return None if self.keys_file is None else config.parent / Path(self.keys_file).expanduser()

@@ -40,6 +40,7 @@ from driftsched.operating import make_admin, make_decisions
 from driftsched.policies import create_policy
 from driftsched.pooling import Fleet
 from driftsched.queues.memory import MemoryQueue
+from driftsched.reloading import Reloader, Source
 from driftsched.selftuning import SelfTuning, make_tuning, tuned
 from driftsched.shadowing import Shadowing
 from driftsched.sim.shadow import Terms
@@ -48,6 +49,7 @@ from driftsched.telemetry.joining import join_pages
 from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.log import log_drift, log_policy
 from driftsched.telemetry.prometheus import PrometheusListener
+from driftsched.telemetry.reloads import Reloads
 from driftsched.telemetry.shadow import ShadowMetrics
 from driftsched.telemetry.state import StateKeeper, StateStore
 
@@ -82,10 +84,12 @@ def build_gateway(
     pool: str = DEFAULT_POOL,
     quotas: Quotas | None = None,
     trace: Callable[[str], Span] | None = None,
+    reloads: Reloads | None = None,
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
 
-    `pool` tells what its estimator learnt from what those of others did; `quotas` may be shared with them.
+    `pool` tells what its estimator learnt from what those of others did; `quotas` may be shared with them, and so
+    may `reloads`, which are exported.
 
     Whoever made `journal`, `state` and `shadow` closes them, once the gateway has come to rest, and starts the last
     two before.
@@ -147,6 +151,8 @@ def build_gateway(
         engine.expect(scheduler.expected_tokens_of)
     if shadow is not None:
         metrics.registry.register(ShadowMetrics(shadow))
+    if reloads is not None:
+        metrics.registry.register(reloads)
     admin = make_admin(
         settings,
         scheduler=scheduler,
@@ -184,6 +190,19 @@ def make_tenants(settings: Settings) -> KeyedTenants | OpenTenants:
     if not settings.keyed:
         return OpenTenants(known)
     return KeyedTenants(settings.key_digests(), trusted=settings.trusted_digests(), known=known)
+
+
+def put_in_force(settings: Settings, gateway: Gateway) -> None:
+    """Let a running gateway serve under what of `settings` may change while it does."""
+    limits = settings.limits
+    gateway.use(
+        make_tenants(settings),
+        limits.bounds(),
+        admin_keys_sha256=settings.admin.keys_sha256,
+        max_body_bytes=limits.max_body_bytes,
+        max_queue_seconds=limits.max_queue_seconds,
+        max_stall_seconds=limits.max_stall_seconds,
+    )
 
 
 def open_journal(settings: Settings) -> Journal | None:
@@ -231,13 +250,16 @@ def open_state(settings: Settings) -> StateKeeper | None:
     return StateKeeper(StateStore(path), save_seconds=settings.state.save_seconds) if path else None
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then let what was admitted finish. Raises `ConfigError`."""
+def serve(settings: Settings, source: Source | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then let what was admitted finish. Raises `ConfigError`.
+
+    `source`: where they came from, to be read anew when it changes.
+    """
     settings.check()
-    settings = tuned(settings)
+    loaded, settings = settings, tuned(settings)
     settings.check()  # the policies that tuning compares are shadows as well, and may be too many
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings))
+        runner.run(_serve(settings, loaded, source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +268,7 @@ class _Shared:
 
     state: StateKeeper | None
     quotas: Quotas
+    reloads: Reloads
     access_log: AccessLog | None
     otel: "OpenTelemetry | None"
 
@@ -276,7 +299,7 @@ class _House:
         await self.fleet.start(self.gateway.dispatcher.dispatch)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, loaded: Settings, source: Source | None) -> None:
     async with AsyncExitStack() as closings:
         shared = _share(settings, closings)
         pools = [(pool.name, settings.of_pool(pool)) for pool in settings.pools] or [(DEFAULT_POOL, settings)]
@@ -285,6 +308,8 @@ async def _serve(settings: Settings) -> None:
             shared.start()
             for house in houses:
                 await house.start()
+            if source is not None:
+                _follow(source, loaded, houses, shared.reloads, closings)
             gc.set_threshold(GC_THRESHOLD)
             gc.collect()
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
@@ -299,6 +324,24 @@ async def _serve(settings: Settings) -> None:
             )
 
 
+def _follow(
+    source: Source, loaded: Settings, houses: Sequence[_House], reloads: Reloads, closings: AsyncExitStack
+) -> None:
+    """Read the configuration anew when its files change, and on SIGHUP, until `closings` are closed."""
+
+    def use(settings: Settings) -> None:
+        pools = [settings.of_pool(pool) for pool in settings.pools] or [settings]
+        for own, house in zip(pools, houses, strict=True):
+            put_in_force(own, house.gateway)
+
+    reloader = Reloader(source, loaded, use, reloads)
+    loop = asyncio.get_running_loop()
+    following = loop.create_task(reloader.run())
+    loop.add_signal_handler(signal.SIGHUP, reloader.wake)
+    closings.callback(following.cancel)
+    closings.callback(loop.remove_signal_handler, signal.SIGHUP)
+
+
 def _share(settings: Settings, closings: AsyncExitStack) -> _Shared:
     """`closings` is told of everything that is to be closed, as it is opened."""
     access_log = open_access_log(settings.log)
@@ -310,7 +353,7 @@ def _share(settings: Settings, closings: AsyncExitStack) -> _Shared:
     state = open_state(settings)
     if state is not None:
         closings.callback(state.close)
-    return _Shared(state, Quotas(), access_log, otel)
+    return _Shared(state, Quotas(), Reloads(), access_log, otel)
 
 
 def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncExitStack) -> _House:
@@ -339,6 +382,7 @@ def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncE
         trace=shared.otel.span if shared.otel else None,
         pool=name,
         quotas=shared.quotas,
+        reloads=shared.reloads,
     )
     return _House(name, gateway, fleet, shadow, tuning)
 

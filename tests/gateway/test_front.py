@@ -1,7 +1,7 @@
 """Several pools behind one face: each call reaches the engines of its model, and no pool waits for another."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from driftsched.config import AdminSettings, PartSettings, Settings, hash_key
+from driftsched.config import AdminSettings, PartSettings, Settings, TenantSettings, hash_key
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.gateway.catalogue import Catalogue
 from driftsched.gateway.front import Front, Pool
@@ -42,7 +42,11 @@ async def _ignore(engine: str, slots: int) -> None:
 
 @asynccontextmanager
 async def street(
-    small: Behaviour | None = None, large: Behaviour | None = None, *, asks: bool = False
+    small: Behaviour | None = None,
+    large: Behaviour | None = None,
+    *,
+    asks: bool = False,
+    tenants: Sequence[TenantSettings] = (),
 ) -> AsyncIterator[Street]:
     """`asks`: the pools serve what their engines say; else what the operator says."""
     async with AsyncExitStack() as stack:
@@ -61,6 +65,7 @@ async def street(
                 policy=PartSettings("fifo"),
                 estimator=PartSettings("static"),
                 admin=AdminSettings([hash_key(ADMIN_KEY)]),
+                tenants=list(tenants),
             )
             gateway = build_gateway(settings, engine=engine, queue=queues[name], catalogue=catalogue, pool=name)
             models = [] if asks else [f"{name}-1"]
@@ -147,6 +152,19 @@ async def test_all_models_and_aliases_are_listed(http: aiohttp.ClientSession) ->
         _, listing = await get(http, f"{there.url}/v1/models")
     names = [model["id"] for model in msgspec.json.decode(listing)["data"]]
     assert ["small-1", "gpt-small", "large-1", "gpt-large"] == names
+
+
+async def test_a_tenant_sees_and_uses_only_the_models_that_it_may_under_any_name(
+    http: aiohttp.ClientSession,
+) -> None:
+    ann = TenantSettings("ann", models=["large-1"], keys_sha256=[hash_key("ann-key")])
+    async with street(tenants=[ann]) as there:
+        http.headers["authorization"] = "Bearer ann-key"
+        _, listing = await get(http, f"{there.url}/v1/models")
+        names = ("small-1", "gpt-small", "large-1", "gpt-large")
+        statuses = [(await post(http, there.url, model=name))[0] for name in names]
+    assert ["large-1", "gpt-large"] == [model["id"] for model in msgspec.json.decode(listing)["data"]]
+    assert [404, 404, 200, 200] == statuses
 
 
 async def test_metrics_and_state_are_told_of_each_pool(http: aiohttp.ClientSession) -> None:

@@ -25,6 +25,7 @@ from driftsched.core.limit import EngineState, Standing, Vitals
 from driftsched.core.model import Calibration, Estimate, Load, Request, Tenant, Ticket, Tier, Usage
 from driftsched.telemetry.counts import MAX_CATEGORIES, MAX_REASONS, SECONDS_BUCKETS
 from driftsched.telemetry.prometheus import MAX_KIND_SERIES, PrometheusListener
+from driftsched.telemetry.reloads import Reloads
 from driftsched.telemetry.shadow import ShadowMetrics
 from support.shadows import FOUND
 
@@ -270,6 +271,7 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
     exported = {}
     registry = listener_told_of(*ALL_EVENTS).registry
     registry.register(ShadowMetrics(FOUND))
+    registry.register(Reloads())
     for family in registry.collect():
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
         exported[family.name + ("_total" if family.type == "counter" else "")] = (family.type, labels)

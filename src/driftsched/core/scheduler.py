@@ -301,6 +301,10 @@ class Scheduler:
             await self._move(self._unplaced.popleft())
         return bool(self._unplaced)
 
+    def use_bounds(self, bounds: Bounds) -> None:
+        """Let others bound what may wait from here on; what waits already may stay."""
+        self._bounds = bounds
+
     def take_shed(self) -> list[Ticket]:
         """Those evicted for others since this was last asked; the driver tells their clients."""
         shed, self._shed = self._shed, []

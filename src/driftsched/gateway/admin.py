@@ -31,14 +31,18 @@ class Admin:
 
         `decision`: the record of a request by the gateway's own id, None if there is none.
         """
-        operator = Tenant("admin")  # keys of operators are told from others as those of tenants are
-        self._keys = KeyedTenants([(digest, operator) for digest in keys_sha256])
+        self.use_keys(keys_sha256)
         self._state = state
         self._decision = decision
 
     def check(self, headers: Headers) -> None:
         """Raises `HttpError` 401 for whoever is no operator."""
         self._keys.check(headers)
+
+    def use_keys(self, keys_sha256: Sequence[str]) -> None:
+        """Let these be the keys of operators from here on, in hex; if none, nobody is let in."""
+        operator = Tenant("admin")  # keys of operators are told from others as those of tenants are
+        self._keys = KeyedTenants([(digest, operator) for digest in keys_sha256])
 
     def methods(self, path: str, whereabouts: Whereabouts) -> dict[str, Handler] | None:
         """Handlers of a path below `ADMIN`, by method; None if there is no such path."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from driftsched.core.admission import Bounds
 from driftsched.core.errors import EngineError, RejectedError
 from driftsched.core.events import PolicyChanged
 from driftsched.core.model import Request, Tenant, Tier
@@ -155,6 +156,28 @@ class Gateway:
             "/readyz": {"GET": self._ready},
             "/metrics": {"GET": self._export_metrics},
         }
+
+    def use(
+        self,
+        tenants: TenantResolver,
+        bounds: Bounds,
+        *,
+        admin_keys_sha256: Sequence[str],
+        max_body_bytes: int,
+        max_queue_seconds: float,
+        max_stall_seconds: float,
+    ) -> None:
+        """Serve under these terms from the next request on; what was admitted goes on as it was."""
+        self._tenants = tenants
+        self._scheduler.use_bounds(bounds)
+        if self._holding is not None:
+            self._holding.max_held = bounds.max_waiting_per_tenant
+            self._holding.max_held_bytes = bounds.max_waiting_bytes
+        if self._admin is not None:
+            self._admin.use_keys(admin_keys_sha256)
+        self._max_body_bytes = max_body_bytes
+        self._max_queue_seconds = max_queue_seconds
+        self._max_stall_seconds = max_stall_seconds
 
     async def adopt(self, policy: Policy, change: PolicyChanged) -> None:
         """Serve under another policy from here on."""
@@ -305,6 +328,11 @@ class Gateway:
                 code="model_not_found",
             )
         return call, self._request(endpoint, call, tenant, body, headers)
+
+    def allows(self, headers: Headers, model: str) -> bool:
+        """Whether the caller may use a model, if it is served. Raises `HttpError` 401."""
+        tenant = self._tenants.resolve(headers, None)
+        return tenant.models is None or model in tenant.models
 
     def _models_of(self, tenant: Tenant) -> Sequence[str] | None:
         """The models that the tenant may use; None while all may be, and no engine has told which there are."""

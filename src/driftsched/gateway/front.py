@@ -164,7 +164,11 @@ class Front:
         reply = await _ask(self._first.gateway, scope)
         if reply.status != 200:
             return reply
-        names = {name: None for pool in self._pools.values() for name in (*pool.served(), *pool.aliases)}
+        headers, gateway = dict(scope["headers"]), self._first.gateway
+        meant: dict[str, str] = {}  # the model, by each name that there is for it
+        for pool in self._pools.values():
+            meant |= {name: name for name in pool.served()} | dict(pool.aliases)
+        names = [name for name, model in meant.items() if gateway.allows(headers, model)]
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "driftsched"} for name in names]
         return _json(reply, {"object": "list", "data": data})
 

@@ -42,8 +42,8 @@ class Holding:
         """
         self._scheduler = scheduler
         self._clock = clock
-        self._max_held = max_held
-        self._max_held_bytes = max_held_bytes
+        self.max_held = max_held
+        self.max_held_bytes = max_held_bytes
         self._accounts: dict[str, _Account] = {}  # of those that have somebody present
         self._ids: set[str] = set()
         self._bytes = 0
@@ -71,7 +71,7 @@ class Holding:
         if account.num_present < account.max_inflight:
             account.num_present += 1
         else:
-            self._check_room(request, account, self._max_held if quota.max_waiting is None else quota.max_waiting)
+            self._check_room(request, account, self.max_held if quota.max_waiting is None else quota.max_waiting)
             await self._hold(request, quota.account, account)
             request = replace(request, arrived_at=self._clock.now())
         try:
@@ -82,7 +82,7 @@ class Holding:
     def _check_room(self, request: Request, account: _Account, max_held: int) -> None:
         if len(account.held) >= max_held:
             self._scheduler.refuse(request, "tenant_queue_full", self._clock.now())
-        if self._bytes + request.payload_bytes > self._max_held_bytes:
+        if self._bytes + request.payload_bytes > self.max_held_bytes:
             self._scheduler.refuse(request, "queue_bytes_full", self._clock.now())
 
     async def _hold(self, request: Request, name: str, account: _Account) -> None:
