@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "gateway": {"core", "engines", "gateway"},
     "bench": {"core", "sim", "bench"},
     "local": {"core", "local"},
-    "config": {"core", "keys"},
-    "keys": {"core"},
+    "config": {"core", "keys", "yamls"},
+    "keys": {"core", "yamls"},
+    "yamls": {"core"},
 }
 """Rooms, and modules that count as one, by what of the package they may import."""
 

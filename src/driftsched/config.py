@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
-import yaml
 
 from driftsched.core.admission import Bounds
 from driftsched.core.errors import ConfigError
@@ -19,6 +18,7 @@ from driftsched.core.revision import MAX_RERANKS
 from driftsched.core.specs import parse_spec, spec_text
 from driftsched.keys import hash_key as hash_key
 from driftsched.keys import read_keys
+from driftsched.yamls import read_yaml
 
 T = TypeVar("T")
 
@@ -450,13 +450,7 @@ def load_settings(path: Path) -> Settings:
 
 def read_settings(path: Path) -> Settings:
     """The settings of a YAML file alone, not yet checked. Raises `ConfigError` naming file and field."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return _convert(document or {}, Settings, str(path))
+    return _convert(read_yaml(path) or {}, Settings, str(path))
 
 
 def _with_keys(settings: Settings, path: Path) -> Settings:

@@ -18,6 +18,7 @@ import msgspec
 import yaml
 
 from driftsched.core.errors import ConfigError
+from driftsched.yamls import read_yaml
 
 PREFIX = "sk-ds-"
 """Of every key made here, so that scanners for leaked secrets can know it."""
@@ -53,14 +54,9 @@ def hash_key(key: str) -> str:
 
 def read_keys(path: Path) -> list[IssuedKey]:
     """The keys of a file, none if there is no file. Raises `ConfigError` naming the file."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    document = read_yaml(path)
     try:
         return msgspec.convert(document or {}, _KeysFile).keys
     except msgspec.ValidationError as error:

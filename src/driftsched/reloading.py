@@ -142,7 +142,6 @@ def changed(running: Settings, loaded: Settings) -> tuple[Settings, list[str]]:
         limits=msgspec.structs.replace(running.limits, **limits),
         admin=admin,
     )
-    settings.check()
     return settings, _differences(settings, loaded)
 
 

@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched.core.errors import RejectedError
-from driftsched.core.events import Evicted, Failed, Finished
+from driftsched.core.events import Event, Evicted, Failed, Finished, Rejected
 from driftsched.core.model import Estimate, Quota, Request, Tenant, Ticket, Usage
 from driftsched.core.quotas import Bucket, Quotas, Standing
+from driftsched.engines.model import BatchModel
+from driftsched.engines.presets import HARDWARE
 from driftsched.queues.memory import MemoryQueue
-from support.scheduling import CategoryMeans, request_at, scheduler_of, step
+from driftsched.sim.driver import simulate
+from support.scheduling import SLOTS, CategoryMeans, request_at, scheduler_of, step, workload
 
 MINUTE = 60.0
 
@@ -310,3 +313,24 @@ def test_a_tenants_own_bound_on_what_waits_counts_beside_that_of_all() -> None:
         step(scheduler.submit(request("c", ann), 0.0))
     assert "tenant_queue_full" == caught.value.reason
     step(scheduler.submit(replace(request("d", ann), tenant=Tenant("bob")), 0.0))
+
+
+@pytest.mark.parametrize("policy", ["fifo", "fair", "sjf"])
+def test_over_a_whole_load_nothing_stays_reserved_and_nobody_gets_more_than_was_agreed(policy: str) -> None:
+    quotas, limit = Quotas(), 6_000
+    arrivals = []
+    for arrival in workload(3, num_requests=400):
+        quota = Quota("acme", tokens_per_minute=limit) if arrival.request.tenant.id == "acme" else None
+        tenant = replace(arrival.request.tenant, quota=quota)
+        arrivals.append(replace(arrival, request=replace(arrival.request, tenant=tenant)))
+    events: list[Event] = []
+    scheduler = scheduler_of(policy, slots=SLOTS, quotas=quotas, listeners=[events.append])
+    simulate(arrivals, scheduler, BatchModel(HARDWARE["l4-qwen1.5-1.8b"], max_num_seqs=SLOTS))
+    refused = [event for event in events if isinstance(event, Rejected)]
+    ended = [event for event in events if isinstance(event, Finished)]
+    assert {("acme", "tokens_quota")} == {(event.request.tenant.id, event.reason) for event in refused}
+    assert len(arrivals) == len(refused) + len(ended)
+    assert {} == quotas._reservations
+    used = sum(event.usage.total_tokens for event in ended if event.ticket.request.tenant.id == "acme")
+    assert used > 0.5 * limit * arrivals[-1].request.arrived_at / MINUTE
+    assert used < limit * (1.2 + arrivals[-1].request.arrived_at / MINUTE)  # the last ones may go beyond

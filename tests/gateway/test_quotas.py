@@ -208,6 +208,19 @@ async def test_who_is_held_for_too_long_or_comes_when_too_many_are_is_sent_away(
     assert ["tenant_queue_full", "tenant_inflight_full"] == [event.reason for event in house.of(Rejected)]
 
 
+async def test_who_is_held_when_the_gateway_stops_is_told_so(http: aiohttp.ClientSession) -> None:
+    engine = simulated(4)
+    async with live_gateway(engine, settings=settings(QuotaSettings(max_inflight=1))) as house:
+        engine.hold()
+        first = asyncio.create_task(ask(http, house))
+        await until(lambda: house.of(Dispatched))
+        second = asyncio.create_task(ask(http, house))
+        await until(lambda: house.gateway._holding is not None and house.gateway._holding.num_held == 1)
+        await house.gateway.dispatcher.close()
+        engine.resume()
+        assert [(200, None), (503, "shutting_down")] == await asyncio.gather(first, second)
+
+
 CAPPED = Tenant("ann", quota=Quota("ann", max_inflight=2))
 
 

@@ -158,13 +158,16 @@ def test_of_two_tiers_asked_for_the_lower_one_counts_and_never_one_above_the_ten
     assert Tier.BATCH == effective_tier(GATE, Tier.PREMIUM, Tier.BATCH)
     assert Tier.STANDARD == effective_tier(GATE, Tier.PREMIUM, Tier.PREMIUM)
     assert Tier.BATCH == effective_tier(BOB, None, Tier.PREMIUM)
+    assert Tier.BATCH == effective_tier(ALICE, Tier.STANDARD, Tier.BATCH)
 
 
 def test_the_names_that_trusted_callers_make_up_are_bounded() -> None:
     tenants = with_trusted()
+    often = tenants.resolve({**TRUSTED, TENANT_HEADER: b"0"}, None)
     for number in range(MAX_SPOKEN_FOR + 50):
         tenants.resolve({**TRUSTED, TENANT_HEADER: b"%d" % number}, None)
         tenants.resolve({**TRUSTED, TENANT_HEADER: b"0"}, None)
+    assert often is tenants.resolve({**TRUSTED, TENANT_HEADER: b"0"}, None)
     held = tenants._spoken_for
     assert (MAX_SPOKEN_FOR, True, False) == (len(held), ("gate", "0") in held, ("gate", "1") in held)
     assert len("gate/") + MAX_NAME_CHARS == len(tenants.resolve({**TRUSTED, TENANT_HEADER: b"x" * 999}, None).id)
