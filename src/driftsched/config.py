@@ -438,6 +438,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ENGINE_NAME = re.compile(r"[A-Za-z0-9.:_-]{1,100}")
 _OVERRIDES = ("affinity", "retries", "policy", "estimator", "limits")
 
 
@@ -470,6 +471,18 @@ def _with_keys(settings: Settings, path: Path) -> Settings:
         for tenant in settings.tenants
     ]
     return msgspec.structs.replace(settings, tenants=tenants)
+
+
+def read_engine(document: bytes) -> EngineSettings:
+    """The settings of one engine from JSON, checked. Raises `ConfigError` naming the field."""
+    try:
+        settings = msgspec.json.decode(document, type=EngineSettings)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"engine: {error}") from None
+    if settings.name is not None and not _ENGINE_NAME.fullmatch(settings.name):
+        raise ConfigError(f"engine.name: of letters, digits and '.:_-', not {settings.name!r}")
+    _check_engine("engine", settings)
+    return settings
 
 
 def _convert(document: object, kind: type[T], where: str) -> T:

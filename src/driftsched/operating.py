@@ -13,6 +13,7 @@ from driftsched.core.specs import spec_text
 from driftsched.engines.control import DispatchControl
 from driftsched.engines.pool import EnginePool
 from driftsched.gateway.admin import Admin
+from driftsched.gateway.roster import Roster
 from driftsched.telemetry.decisions import Decisions, document
 from driftsched.telemetry.journal import Journal
 from driftsched.telemetry.overview import Overview
@@ -42,6 +43,7 @@ def make_admin(
     decisions: Decisions | None,
     journal: Journal | None,
     clock: Clock,
+    roster: Roster | None = None,
 ) -> Admin | None:
     """None unless there is an admin key."""
     if decisions is None or not settings.admin.keys_sha256:
@@ -72,7 +74,7 @@ def make_admin(
         record = decisions.find(request_id)
         return document(record, clock.now() - record.arrived_at, time.time()) if record else None
 
-    return Admin(settings.admin.keys_sha256, state=state, decision=decision)
+    return Admin(settings.admin.keys_sha256, state=state, decision=decision, roster=roster)
 
 
 def _parts(settings: Settings) -> dict[str, object]:

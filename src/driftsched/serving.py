@@ -34,6 +34,7 @@ from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.edge import EdgeLimits, edge_protocol
 from driftsched.gateway.front import Front, Pool
 from driftsched.gateway.holding import Holding
+from driftsched.gateway.roster import Roster
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.observing import log_format, open_access_log, open_otel
 from driftsched.operating import make_admin, make_decisions
@@ -85,11 +86,12 @@ def build_gateway(
     quotas: Quotas | None = None,
     trace: Callable[[str], Span] | None = None,
     reloads: Reloads | None = None,
+    roster: Roster | None = None,
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
 
     `pool` tells what its estimator learnt from what those of others did; `quotas` may be shared with them, and so
-    may `reloads`, which are exported.
+    may `reloads`, which are exported. `roster`: what operators may change of the engines.
 
     Whoever made `journal`, `state` and `shadow` closes them, once the gateway has come to rest, and starts the last
     two before.
@@ -162,6 +164,7 @@ def build_gateway(
         decisions=decisions,
         journal=journal,
         clock=clock,
+        roster=roster,
     )
     return Gateway(
         scheduler=scheduler,
@@ -383,6 +386,7 @@ def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncE
         pool=name,
         quotas=shared.quotas,
         reloads=shared.reloads,
+        roster=fleet,
     )
     return _House(name, gateway, fleet, shadow, tuning)
 

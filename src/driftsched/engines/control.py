@@ -70,15 +70,13 @@ class DispatchControl:
         waits: Callable[[], bool],
     ) -> None:
         """`on_limit(engine, limit)` is told of every change; `waits` says whether anything is to be dispatched."""
-        self._members = {member.engine.name: member for member in members}
+        self._members: dict[str, Member[Observable]] = {}
         self._pool = pool
         self._on_limit = on_limit
         self._waits = waits
-        self._tasks: list[asyncio.Task[None]] = []
-        for member in self._members.values():
-            if member.adaptive is not None:
-                member.promptness = Promptness()
-                pool.time_first_tokens(member.engine.name, member.promptness.observe)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        for member in members:
+            self._take(member)
 
     def states(self) -> list[EngineState]:
         """Every engine as it was last seen."""
@@ -106,17 +104,38 @@ class DispatchControl:
 
     def start(self) -> None:
         """Begin to look. Call inside a running loop, once."""
-        loop = asyncio.get_running_loop()
-        self._tasks = [
-            loop.create_task(self._watch(member, member.scrape_seconds))
-            for member in self._members.values()
-            if member.scrape_seconds is not None
-        ]
+        for member in self._members.values():
+            self._begin(member)
+
+    def add(self, member: Member[Observable]) -> None:
+        """Look after one more engine, which the pool has, from now on."""
+        self._take(member)
+        self._begin(member)
+
+    async def forget(self, name: str) -> None:
+        """Look no more after the engine called `name`."""
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        del self._members[name]
 
     async def close(self) -> None:
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _take(self, member: Member[Observable]) -> None:
+        name = member.engine.name
+        self._members[name] = member
+        if member.adaptive is not None:
+            member.promptness = Promptness()
+            self._pool.time_first_tokens(name, member.promptness.observe)
+
+    def _begin(self, member: Member[Observable]) -> None:
+        if member.scrape_seconds is not None:
+            watch = self._watch(member, member.scrape_seconds)
+            self._tasks[member.engine.name] = asyncio.get_running_loop().create_task(watch)
 
     async def look(self, name: str) -> bool:
         """Ask the engine called `name` how it fares, and move its limit. False if it says nothing of itself."""

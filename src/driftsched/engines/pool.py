@@ -43,6 +43,7 @@ class _Member:
     slots: int
     breaker: Breaker
     work: Work = field(default_factory=Work)
+    is_draining: bool = False
     num_retries: int = 0
     num_unretried: int = 0
     on_first_token: FirstTokenListener | None = None
@@ -84,6 +85,7 @@ class EnginePool:
             _Member(engine, slots, Breaker(self._random.random, is_checked=engine.name in asked))
             for engine, slots in engines
         ]
+        self._open = self._members
         self._affinity: Affinity = affinity
         self._budget = budget or RetryBudget()
         self._expected: Callable[[str], float] | None = None
@@ -91,10 +93,14 @@ class EnginePool:
 
     @property
     def slots(self) -> int:
-        """Requests the pool may serve at once: those of the replicas that are well; if none is, of all."""
+        """Requests the pool may serve at once: those of the replicas that are well; if none is, of all.
+
+        What drains does not count.
+        """
         now = self._clock()
-        well = sum(member.slots for member in self._members if member.breaker.state(now) == "closed")
-        return well or sum(member.slots for member in self._members)
+        members = [member for member in self._members if not member.is_draining]
+        well = sum(member.slots for member in members if member.breaker.state(now) == "closed")
+        return well or sum(member.slots for member in members)
 
     @property
     def prioritises(self) -> bool:
@@ -105,12 +111,33 @@ class EnginePool:
     def engines(self) -> list[Engine]:
         return [member.engine for member in self._members]
 
+    def add(self, engine: Engine, slots: int, *, is_checked: bool = False) -> None:
+        """One more replica, of a name that no other has."""
+        self._members.append(_Member(engine, slots, Breaker(self._random.random, is_checked=is_checked)))
+        self._regroup()
+
+    def drain(self, name: str) -> None:
+        """Give the engine called `name` nothing more; what it is answering goes on."""
+        self._member(name).is_draining = True
+        self._regroup()
+
+    def remove(self, name: str) -> None:
+        """Forget the engine called `name`, which has drained, and is not the last."""
+        member = self._member(name)
+        if not member.is_draining or member.work.num_inflight or len(self._members) == 1:
+            raise ValueError(f"engine {name} is needed")
+        self._members.remove(member)
+        self._regroup()
+
+    def is_draining(self, name: str) -> bool:
+        return self._member(name).is_draining
+
     def set_slots(self, name: str, slots: int) -> None:
         """The engine called `name` turned out to serve `slots` requests at once."""
         self._member(name).slots = slots
 
     def on_slots(self, listener: Callable[[], None]) -> None:
-        """Tell `listener` whenever `slots` changes because a replica fell ill or is well again."""
+        """Tell `listener` whenever `slots` changes otherwise: a replica fell ill, is well again, comes or goes."""
         self._on_slots = listener
 
     def expect(self, expected_tokens: Callable[[str], float]) -> None:
@@ -215,7 +242,7 @@ class EnginePool:
         Raises `EngineError` if none of them can be reached.
         """
         now = self._clock()
-        left = [member for member in self._members if member not in tried] if tried else self._members
+        left = [member for member in self._open if member not in tried] if tried else self._open
         if len(left) == 1 and left[0].breaker.allows(now):
             return left[0]
         well = [member for member in left if member.breaker.allows(now)]
@@ -232,7 +259,7 @@ class EnginePool:
     def _others_left(self, tried: Sequence[_Member]) -> bool:
         """Whether the request may be sent to one more engine, and there is one that is well."""
         now = self._clock()
-        return len(tried) < MAX_ATTEMPTS and any(m.breaker.allows(now) for m in self._members if m not in tried)
+        return len(tried) < MAX_ATTEMPTS and any(m.breaker.allows(now) for m in self._open if m not in tried)
 
     def _judge(self, member: _Member, epoch: int, error: EngineError | None, *, is_check: bool = False) -> None:
         """Conclude from what became of something that `member` was sent; None: it answered."""
@@ -260,8 +287,17 @@ class EnginePool:
         seconds = ceil(max(1.0, min(due, default=now) - now))
         return EngineError(503, "engine_unreachable", "no engine can be reached", retry_after=str(seconds))
 
+    def _regroup(self) -> None:
+        """Who may be given requests: if all drain, still all, for what was dispatched just before."""
+        self._open = [member for member in self._members if not member.is_draining] or self._members
+        if self._on_slots is not None:
+            self._on_slots()
+
     def _member(self, name: str) -> _Member:
-        return next(member for member in self._members if member.name == name)
+        for member in self._members:
+            if member.name == name:
+                return member
+        raise KeyError(name)
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -7,6 +7,7 @@ import msgspec
 from driftsched.core.model import Tenant
 from driftsched.gateway.answer import Headers, Receive, Send, respond
 from driftsched.gateway.errors import HttpError
+from driftsched.gateway.roster import Roster, RosterDesk
 from driftsched.gateway.tenants import KeyedTenants
 from driftsched.gateway.whereabouts import Whereabouts
 
@@ -18,7 +19,7 @@ Handler = Callable[[Headers, Receive, Send], Awaitable[None]]
 
 
 class Admin:
-    """Answers `GET /admin/state` and `GET /admin/requests/{id}`."""
+    """Answers `GET /admin/state` and `GET /admin/requests/{id}`, and what `RosterDesk` does."""
 
     def __init__(
         self,
@@ -26,14 +27,17 @@ class Admin:
         *,
         state: Callable[[], Awaitable[dict[str, object]]],
         decision: Callable[[str], dict[str, object] | None],
+        roster: Roster | None = None,
     ) -> None:
         """`keys_sha256`: SHA-256 of each admin key, in hex; at least one.
 
-        `decision`: the record of a request by the gateway's own id, None if there is none.
+        `decision`: the record of a request by the gateway's own id, None if there is none. `roster`: engines that
+        may come and go; None: they stay as they are.
         """
         self.use_keys(keys_sha256)
         self._state = state
         self._decision = decision
+        self._desk = RosterDesk(roster, self.check) if roster is not None else None
 
     def check(self, headers: Headers) -> None:
         """Raises `HttpError` 401 for whoever is no operator."""
@@ -51,7 +55,7 @@ class Admin:
         if path.startswith(_REQUESTS):
             asked = path.removeprefix(_REQUESTS)
             return {"GET": lambda headers, _, send: self._explain(asked, whereabouts, headers, send)}
-        return None
+        return self._desk.methods(path) if self._desk is not None else None
 
     async def _tell_state(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
         self.check(headers)

@@ -77,6 +77,25 @@ class Catalogue:
             self._retrying.cancel()
             await asyncio.gather(self._retrying, return_exceptions=True)
 
+    async def join(self, engine: Discoverable) -> Discovery:
+        """One more engine, and what it told.
+
+        Raises `EngineError` if it does not answer, and `ConfigError` if there is one of its name already, or if it
+        serves other models than the others.
+        """
+        found = await engine.discover()
+        if engine.name in self._engines:
+            raise ConfigError(f"engines: there is a {engine.name} already")
+        self._check_same_models(engine.name, found.models)
+        self._engines[engine.name] = engine
+        self._told[engine.name] = found
+        return found
+
+    def forget(self, name: str) -> None:
+        """The engine called `name` is gone."""
+        self._engines.pop(name, None)
+        self._told.pop(name, None)
+
     async def ready(self) -> bool:
         """Does any engine answer? However many probes come, engines are asked at most once in `ready_seconds`."""
         async with self._probing:
@@ -100,6 +119,8 @@ class Catalogue:
         except EngineError as error:
             _logger.warning("engine %s: %s", engine.name, error)
             return False
+        if engine.name not in self._engines:
+            return False  # it was taken out meanwhile
         self._check_same_models(engine.name, found.models)
         if engine.name not in self._told:
             _logger.info("engine %s (%s) serves %s", engine.name, found.kind, ", ".join(found.models))
@@ -113,7 +134,7 @@ class Catalogue:
             if other != name and set(found.models) != set(models):
                 raise ConfigError(
                     f"engines: {other} serves {', '.join(found.models)}, but {name} serves {', '.join(models)}. "
-                    "Engines of one gateway are replicas: run one gateway for each set of models."
+                    "Engines side by side are replicas: give each set of models a pool of its own."
                 )
 
     async def _retry(self) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -16,6 +17,7 @@ from driftsched.gateway.answer import Headers, Message, Receive, Send, respond
 from driftsched.gateway.app import QUEUE, Gateway, Readiness
 from driftsched.gateway.errors import ClientLeftError, HttpError, internal
 from driftsched.gateway.passed import is_form, model_of_form
+from driftsched.gateway.roster import ENGINES
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Front:
         except ClientLeftError:
             return  # nobody is there to be told
         except Exception:
-            _logger.exception("%s %s failed", scope["method"], scope["path"])
+            _logger.exception("%s %r failed", scope["method"], scope["path"])  # a path may hold line breaks
             await respond(send, internal().status, internal().body)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -107,6 +109,8 @@ class Front:
             await _pass_on(send, await self._metrics(scope))
         elif path == _STATE:
             await _pass_on(send, await self._state(scope))
+        elif path == ENGINES:
+            await self._roster(scope, receive, send)
         elif path.startswith((QUEUE, ADMIN)):
             await _pass_on(send, await self._first_that(scope, lambda reply: reply.status != 404))
         else:
@@ -187,6 +191,26 @@ class Front:
             return refused
         pools = {name: msgspec.Raw(reply.body) for name, reply in replies.items()}
         return _json(replies[self._first.name], {"object": "admin.state", "pools": pools})
+
+    async def _roster(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Engines of all pools, or the addition of one to the pool that the query names. Raises `HttpError` 404."""
+        listing = {**scope, "method": "GET"}
+        first = await _ask(self._first.gateway, listing)
+        if first.status != 200:
+            await _pass_on(send, first)
+        elif scope["method"] == "POST":
+            name = parse_qs(scope["query_string"].decode("latin-1")).get("pool", [self._first.name])[0]
+            if name not in self._pools:
+                names = ", ".join(self._pools)
+                raise HttpError(404, f"There is no pool {name!r}: use one of {names}.", param="pool")
+            await self._pools[name].gateway(scope, receive, send)
+        else:
+            rows = [
+                {"pool": name, **row}
+                for name, reply in (await self._all(listing)).items()
+                for row in _decode_listing(reply.body).data
+            ]
+            await _pass_on(send, _json(first, {"object": "list", "data": rows}))
 
     async def _all(self, scope: Message) -> dict[str, _Reply]:
         return {name: await _ask(pool.gateway, scope) for name, pool in self._pools.items()}
