@@ -11,6 +11,8 @@ import pytest
 from driftsched.config import LogSettings, OtelSettings
 from driftsched.core.events import Finished
 from driftsched.observing import log_format, open_access_log, open_otel
+from driftsched.telemetry.access import AccessLog
+from driftsched.telemetry.lines import text_line
 from support.servers import chat, live_gateway, simulated
 
 
@@ -61,3 +63,19 @@ def test_without_an_endpoint_nothing_is_sent_anywhere() -> None:
 
 def test_the_environment_can_forbid_what_the_settings_ask_for() -> None:
     assert open_otel(OtelSettings(endpoint="http://127.0.0.1:9"), {"OTEL_SDK_DISABLED": "true"}) is None
+
+
+async def test_no_client_can_forge_a_line(http: aiohttp.ClientSession) -> None:
+    written: list[bytes] = []
+    log = AccessLog(written.append, text_line, prompts=True)
+    forged = "x\n2026-01-01T00:00:00.000Z info driftsched.access: request outcome=finished\x1b[2J"
+    async with live_gateway(simulated(), listeners=[log]) as house:
+        url, body = f"{house.url}/v1/chat/completions", chat(forged, user=forged)
+        async with http.post(url, json=body, headers={"x-request-id": "a b=c"}) as response:
+            assert 200 == response.status
+        await house.settled()
+    log.flush()
+    [line] = b"".join(written).decode().splitlines()
+    assert line.isprintable()
+    assert 1 == line.count(" outcome=finished ")
+    assert ' request_id="a b=c" ' in line

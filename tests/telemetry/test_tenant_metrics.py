@@ -109,6 +109,12 @@ def test_who_comes_when_all_series_are_taken_counts_as_other() -> None:
     assert ("driftsched_tenant_tokens_total", "bob", "completion") not in found
 
 
+def test_while_there_are_series_left_a_tenant_has_its_own_from_its_first_dispatch_on() -> None:
+    found = samples(told(TenantMetrics(1), [Dispatched(3.0, ticket("ann", arrived_at=1.0), "only_waiting")]))
+    assert 2.0 == found["driftsched_tenant_queue_seconds_sum", "ann"]
+    assert 0.0 == found["driftsched_tenant_queue_seconds_sum", "other"]
+
+
 def test_who_is_served_twice_as_much_takes_the_series_of_the_least() -> None:
     metrics = told(TenantMetrics(2), [served("ann", 100), served("bob", 10), served("eve", 20)])
     assert ("ann", "bob") == metrics.named

@@ -86,7 +86,9 @@ class TenantMetrics(Collector):
         yield from (requests, tokens, queue)
 
     def _on_dispatched(self, event: Dispatched) -> None:
-        sums = self._sums(event.ticket.request)
+        request = event.ticket.request
+        self._name_if_free(request.tenant.id)
+        sums = self._sums(request)
         sums.queue_count += 1
         sums.queue_seconds += event.queue_seconds
 
@@ -110,15 +112,19 @@ class TenantMetrics(Collector):
         served = self._served.add(tenant, usage.prompt_tokens + usage.completion_tokens)
         if tenant in self._named or tenant == OTHER or not served:
             return
-        if len(self._named) < self._max_tenants:
-            self._named[tenant] = _Sums()
-        elif at >= self._look_at:
+        if not self._name_if_free(tenant) and at >= self._look_at:
             least = min(self._named, key=self._served.__getitem__)
             self._look_at = at + LOOK_SECONDS
             if served > LEAD * self._served[least]:
                 del self._named[least]
                 self._named[tenant] = _Sums()
                 self._look_at = at + CHANGE_SECONDS
+
+    def _name_if_free(self, tenant: str) -> bool:
+        """Whether it has series: there may be some that nobody has had so far."""
+        if tenant not in self._named and tenant != OTHER and len(self._named) < self._max_tenants:
+            self._named[tenant] = _Sums()
+        return tenant in self._named
 
     def _age(self, at: float) -> None:
         if self._decay_at is None:
