@@ -34,6 +34,7 @@ from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.edge import EdgeLimits, edge_protocol
 from driftsched.gateway.front import Front, Pool
 from driftsched.gateway.holding import Holding
+from driftsched.gateway.openapi import encoded, openapi_document
 from driftsched.gateway.roster import Roster
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
 from driftsched.observing import log_format, open_access_log, open_otel
@@ -184,6 +185,7 @@ def build_gateway(
         quotas=quotas,
         holding=holding,
         passthrough=settings.passthrough,
+        openapi=encoded(openapi_document(__version__, settings.passthrough)),
     )
 
 

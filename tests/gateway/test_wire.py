@@ -11,6 +11,7 @@ from driftsched.gateway.wire import (
     CHAT,
     COMPLETIONS,
     MAX_PEEKED_BYTES,
+    MAX_TOKENS,
     Call,
     decode_body,
     read_call,
@@ -187,7 +188,6 @@ def test_the_last_of_two_equal_keys_counts_as_it_does_for_the_engine() -> None:
         ({"model": "m", "messages": [{"role": "user", "content": [{"text": 5}]}]}, "messages[0].content[0].text"),
         ({"model": "m", "messages": [HELLO], "stream": "yes"}, "stream"),
         ({"model": "m", "messages": [HELLO], "max_tokens": "5"}, "max_tokens"),
-        ({"model": "m", "messages": [HELLO], "max_tokens": 5.5}, "max_tokens"),
         ({"model": "m", "messages": [HELLO], "max_completion_tokens": []}, "max_completion_tokens"),
         ({"model": "m", "messages": [HELLO], "user": 5}, "user"),
         (
@@ -336,3 +336,16 @@ def as_json(value: object) -> bytes:
 def test_hints_of_absurd_size_are_not_looked_into() -> None:
     assert 0 == chat_call(tools=[1] * MAX_PEEKED_BYTES).traits.tools
     assert 3 == chat_call(tools=[1] * 3).traits.tools
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"), [("256.0", 256), ("1.5", 1), ("0.5", None), ("0", None), ("-1", None), ("null", None)]
+)
+def test_a_limit_need_not_be_written_as_a_whole_number(said: str, limit: int | None) -> None:
+    body = b'{"model":"m","prompt":"x","max_tokens":%b}' % said.encode()
+    assert limit == read_call(decode_body(COMPLETIONS, body)).max_tokens
+
+
+def test_no_limit_is_beyond_what_can_be_reckoned_with() -> None:
+    body = b'{"model":"m","prompt":"x","max_tokens":1%b}' % (b"0" * 400)
+    assert MAX_TOKENS == read_call(decode_body(COMPLETIONS, body)).max_tokens

@@ -48,6 +48,7 @@ from driftsched.gateway.errors import (
     stopping,
 )
 from driftsched.gateway.holding import Holding
+from driftsched.gateway.openapi import OPENAPI
 from driftsched.gateway.passed import JSON, PassedAnswer, read_passed
 from driftsched.gateway.ratelimits import rate_limits
 from driftsched.gateway.responses import ResponsesAnswer
@@ -119,6 +120,7 @@ class Gateway:
         holding: Holding | None = None,
         trace: Callable[[str], Span] | None = None,
         passthrough: Sequence[str] = (),
+        openapi: bytes = b"{}",
     ) -> None:
         """`max_queue_seconds`: a request that waited so long is evicted. `max_stall_seconds`: how long a client may
         take to send its body, or to accept a piece of its answer. `keep_alive_seconds`: between two comments in a
@@ -128,7 +130,7 @@ class Gateway:
         no such quota counts.
         `trace`: the span of a request, by the caller's `traceparent`, which may be anything; None: it is passed on
         as it is.
-        `passthrough`: paths whose calls are scheduled and otherwise left alone.
+        `passthrough`: paths whose calls are scheduled and otherwise left alone. `openapi`: says all this.
         """
         self.dispatcher = Dispatcher(scheduler, engine, clock, keep_alive_seconds=keep_alive_seconds)
         self._scheduler = scheduler
@@ -140,6 +142,7 @@ class Gateway:
         self._whereabouts = Whereabouts(scheduler, clock, holding)
         self._admin = admin
         self._private_metrics = private_metrics
+        self._openapi = openapi
         self._trace = trace
         self._policy_name = policy_name.encode()
         self._metrics = metrics
@@ -155,6 +158,7 @@ class Gateway:
             "/healthz": {"GET": self._alive},
             "/readyz": {"GET": self._ready},
             "/metrics": {"GET": self._export_metrics},
+            OPENAPI: {"GET": self._describe},
         }
 
     def use(
@@ -436,6 +440,9 @@ class Gateway:
             await respond(send, 200, b'{"status":"ready"}')
         else:
             await respond(send, 503, b'{"status":"no engine can be reached"}')
+
+    async def _describe(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await respond(send, 200, self._openapi)
 
     async def _export_metrics(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
         if self._private_metrics and self._admin is not None:

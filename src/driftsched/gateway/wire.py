@@ -21,6 +21,9 @@ RESPONSES: Final = "/v1/responses"
 MAX_PEEKED_BYTES = 1 << 18
 """A field that only hints at the answer's length is looked into up to this size."""
 
+MAX_TOKENS = 1 << 31
+"""No answer is longer: a limit above it means none, and nobody has to reckon with numbers of any size."""
+
 _T = TypeVar("_T")
 _O = TypeVar("_O")
 
@@ -52,7 +55,7 @@ class _Body(msgspec.Struct):
     model: str
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_tokens: int | None = None
+    max_tokens: int | float | None = None
     user: str | None = None
     service_tier: str | None = None
     prompt_cache_key: msgspec.Raw = _ABSENT
@@ -74,7 +77,7 @@ class _Body(msgspec.Struct):
 
 class ChatBody(_Body, kw_only=True):
     messages: list[_Message]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | float | None = None
     tools: msgspec.Raw = _ABSENT
 
 
@@ -94,7 +97,7 @@ class _Item(msgspec.Struct):
 class ResponsesBody(_Body, kw_only=True):
     input: str | list[_Item]
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: int | float | None = None
     tools: msgspec.Raw = _ABSENT
     text: msgspec.Raw = _ABSENT
     background: bool | None = None
@@ -133,7 +136,7 @@ class Call:
     traits: Traits
 
 
-_ASKED_TIERS: dict[str, Tier | None] = {
+ASKED_TIERS: dict[str, Tier | None] = {
     "auto": None,
     "default": None,
     "scale": None,
@@ -197,9 +200,7 @@ def read_call(body: Body, *, tenant: str = "", session: str = "") -> Call:
         wants_usage=bool(body.stream_options and body.stream_options.include_usage),
         prompt=prompt,
         prompt_bytes=prompt_bytes,
-        max_tokens=max_tokens
-        if max_tokens and max_tokens > 0
-        else None,  # engines differ on 0 and -1: theirs to judge
+        max_tokens=_limit(max_tokens),
         asked_tier=asked_tier(body.service_tier),
         says_tier=body.service_tier is not None,
         traits=read_traits(
@@ -212,6 +213,11 @@ def read_call(body: Body, *, tenant: str = "", session: str = "") -> Call:
             stops=_says_something(body.stop),
         ),
     )
+
+
+def _limit(max_tokens: float | None) -> int | None:
+    """The limit that a client set; engines differ on 0, -1 and fractions of tokens: theirs to judge."""
+    return int(min(max_tokens, MAX_TOKENS)) if max_tokens and max_tokens >= 1 else None
 
 
 def _session(body: _Body) -> str:
@@ -262,11 +268,11 @@ def asked_tier(service_tier: str | None) -> Tier | None:
     if service_tier is None:
         return None
     try:
-        return _ASKED_TIERS[service_tier]
+        return ASKED_TIERS[service_tier]
     except KeyError:
         raise HttpError(
             400,
-            f"service_tier {service_tier!r} is unknown: use one of {', '.join(_ASKED_TIERS)}.",
+            f"service_tier {service_tier!r} is unknown: use one of {', '.join(ASKED_TIERS)}.",
             param="service_tier",
             code="invalid_value",
         ) from None
@@ -281,8 +287,8 @@ def _chat_text(messages: list[_Message]) -> tuple[str, int]:
 def _refuse_memory(body: ResponsesBody) -> None:
     """Raises `HttpError` 400 for a call that builds on an earlier one, or is to be kept: none is."""
     for param, is_asked in (
-        ("previous_response_id", _says_something(body.previous_response_id)),
-        ("conversation", _says_something(body.conversation)),
+        ("previous_response_id", bytes(body.previous_response_id) not in (b"", b"null")),
+        ("conversation", bytes(body.conversation) not in (b"", b"null")),
         ("background", body.background),
     ):
         if is_asked:
