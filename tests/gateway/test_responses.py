@@ -35,6 +35,7 @@ from support.servers import (
     live_gateway,
     serving,
     simulated,
+    unasked,
     until,
 )
 
@@ -76,12 +77,13 @@ def delta(text: str, number: int) -> bytes:
     return event("response.output_text.delta", number, delta=text, logprobs=[], **place)
 
 
+NATIVE_RESPONSE = response("completed", "Hello", " world")
 NATIVE = (
     event("response.created", 0, response=response("in_progress")),
     event("response.in_progress", 1, response=response("in_progress")),
     delta("Hello", 2),
     delta(" world", 3),
-    event("response.completed", 4, response=response("completed", "Hello", " world")),
+    event("response.completed", 4, response=NATIVE_RESPONSE),
 )
 """A whole streamed response: two tokens, and usage 7 + 2."""
 
@@ -185,6 +187,25 @@ async def test_an_engine_is_asked_once_whether_it_has_the_api(connect: Connect) 
             await connect(house).responses.create(**asked())
         paths = [seen.path for seen in upstream.requests]
     assert [PATH, *["/v1/chat/completions"] * 3] == paths
+
+
+async def test_llama_server_is_asked_for_a_chat_completion_since_its_own_events_are_poor(connect: Connect) -> None:
+    async with FaultyUpstream() as upstream:
+        async with live_gateway(http_engine(upstream.url, kind="llama.cpp"), catalogue=unasked()) as house:
+            whole = await connect(house).responses.create(**asked())
+        assert ["/v1/chat/completions"] == [seen.path for seen in upstream.requests]
+    assert "Hello world" == whole.output_text
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(2, "length"), (3, "stop"), (None, "stop")])
+@pytest.mark.parametrize("behaviour", [stream(NATIVE), answer(json.dumps(NATIVE_RESPONSE).encode())])
+async def test_an_answer_that_was_cut_teaches_no_length_although_the_engine_calls_it_complete(
+    connect: Connect, behaviour: Behaviour, limit: int | None, reason: str
+) -> None:
+    async with gateway_before(behaviour) as (_, house):
+        await connect(house).responses.create(**asked(max_output_tokens=limit))
+        (finished,) = house.of(Finished)
+    assert reason == finished.finish_reason
 
 
 async def test_an_engine_that_was_away_is_asked_again_whether_it_has_the_api(connect: Connect) -> None:

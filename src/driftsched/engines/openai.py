@@ -36,6 +36,9 @@ UNHEALTHY_SECONDS = 1.0
 END_OF_BODY_SECONDS = 0.5  # how long an engine that has said [DONE] may take to end the body
 PROBE_SECONDS = 3.0
 _NO_SUCH_PATH = (404, 405)
+# llama-server, as of November 2026: its events have no numbers and indices, so that the official client's helper
+# breaks, and `completed` is what it calls an answer that was cut at its limit.
+_POOR_RESPONSES = ("llama.cpp",)
 
 Scanner = EventScanner | ResponsesScanner | ChatTranslator | PassedScanner
 """Reads one answer, and keeps its accounts."""
@@ -137,7 +140,7 @@ class OpenAIEngine:
             raise TypeError("request.payload must be a driftsched.engines.payload.Payload")
         self._inflight += 1
         try:
-            answer, block, scanner = await self._ask(payload, request.urgency)
+            answer, block, scanner = await self._ask(payload, request)
             try:
                 if not answer.is_event_stream:
                     document = scanner.document(await answer.rest(block, MAX_DOCUMENT_BYTES))
@@ -219,17 +222,17 @@ class OpenAIEngine:
         """Close all connections; answers still under way break off."""
         await self._client.close()
 
-    async def _ask(self, payload: Payload, urgency: int) -> "tuple[_Answer, bytes, Scanner]":
+    async def _ask(self, payload: Payload, request: Request) -> "tuple[_Answer, bytes, Scanner]":
         """The opened answer, its first block, and what reads it."""
         if payload.passed:
             return *await self._send(payload, payload.body), PassedScanner()
-        priority = engine_priority(self._kind, urgency) if self.prioritises else None
+        priority = engine_priority(self._kind, request.urgency) if self.prioritises else None
         body = upstream_body(payload, priority, keeps_priority=self._priority == "client")
         if payload.endpoint != RESPONSES:
             return *await self._send(payload, body), EventScanner()
-        if not self._lacks_responses:
+        if self._kind not in _POOR_RESPONSES and not self._lacks_responses:
             try:
-                return *await self._send(payload, body), ResponsesScanner()
+                return *await self._send(payload, body), ResponsesScanner(request.max_tokens)
             except EngineError as error:
                 if error.kind != "engine_rejected" or error.status not in _NO_SUCH_PATH:
                     raise

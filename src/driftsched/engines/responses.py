@@ -145,7 +145,9 @@ class ResponsesScanner:
     usage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_tokens: int | None = None) -> None:
+        """`max_tokens`: the client's limit. Not every engine says `incomplete` of an answer that was cut there."""
+        self._max_tokens = max_tokens
         self.failure: EngineError | None = None
         self.done = False
         """The engine has sent the event that ends the response."""
@@ -198,7 +200,8 @@ class ResponsesScanner:
         if response.output is None:
             raise EngineError(502, "garbage", "the engine's answer is not a response: it has no output")
         usage = response.stated_usage()
-        return Chunk(document, usage.completion_tokens if usage else 0, usage, False, response.finish_reason())
+        reason = self._finish_reason(response, usage)
+        return Chunk(document, usage.completion_tokens if usage else 0, usage, False, reason)
 
     def _read(self, text: bytes) -> _Event | None:
         """The event in `text`, counted; None, and `failure` set, if it reports an error or makes no sense."""
@@ -230,7 +233,12 @@ class ResponsesScanner:
         usage = response.stated_usage()
         if usage is not None:
             self._completion_tokens = usage.completion_tokens
-        return [Chunk(data, self._completion_tokens, usage, False, response.finish_reason())]
+        return [Chunk(data, self._completion_tokens, usage, False, self._finish_reason(response, usage))]
+
+    def _finish_reason(self, response: _Response, usage: Usage | None) -> str:
+        produced = usage.completion_tokens if usage else self._completion_tokens
+        cut = self._max_tokens is not None and produced >= self._max_tokens
+        return "length" if cut else response.finish_reason()
 
     def _keep(self, tail: bytes) -> None:
         if self.failure is None and len(tail) > MAX_EVENT_BYTES:
