@@ -4,8 +4,9 @@
 
 Engines are slow, hang, die, answer garbage, refuse, say that they are full, close one direction, go away and come
 back. Clients of three tenants leave at each stage, send half a body or none, read slowly or not at all, send
-requests ahead, and send what is no request. For a tenth of the time the journal's disk is full (a limit on the size
-of files, put on the process from outside).
+requests ahead, and send what is no request. Every second the configuration is read anew: other weights and
+limits, a tenant more or less, and now and then a file that is wrong. For a tenth of the time the journal's disk is
+full (a limit on the size of files, put on the process from outside).
 
 Every request has a number of its own, as its `max_tokens`, which the journal keeps. At the end each must have had
 exactly one outcome, the same by its client, by the journal and by the counters; all failures must have OpenAI's
@@ -17,14 +18,17 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import sqlite3
 import sys
 import tempfile
 import time
+from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -66,6 +70,8 @@ TENANTS = {"ann": "premium", "bob": "standard", "cy": "batch"}
 STALL_SECONDS = 2.0
 LAST_SECONDS = 120.0
 """For the last clients to be answered."""
+STEADY_SECONDS = 300.0
+"""From here on memory must have become steady: before, what is kept of the last requests is still filling up."""
 SETTLE_SECONDS = 20.0
 """For connections kept open to engines and clients to be given up after the last request."""
 MODELS = json.dumps({"object": "list", "data": [{"id": "chaos", "object": "model"}]}).encode()
@@ -422,13 +428,35 @@ async def fill_the_disk(pid: int, scene: Scene, seconds: float) -> int:
     return int(after - before)
 
 
-def configuration(folder: Path, urls: list[str]) -> Path:
+async def reload(process: Process, folder: Path, urls: list[str]) -> None:
+    """Another configuration every second; one of ten is wrong, and must change nothing."""
+    for number in count(1):
+        await asyncio.sleep(1)
+        if number % 10 == 0:
+            replace(folder / "driftsched.yaml", "tenants: 5")
+        else:
+            configuration(folder, urls, number)
+        process.send_signal(signal.SIGHUP)
+
+
+def replace(path: Path, text: str) -> None:
+    """At once: who reads meanwhile sees it before or after."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def configuration(folder: Path, urls: list[str], number: int = 0) -> Path:
+    """The `number`-th, which differs from others in what may change while serving."""
     timeouts = {"first_token_seconds": 1.5, "between_tokens_seconds": 1.0, "total_seconds": 20.0}
     engines = [{"url": url, "max_inflight": 24, "check_seconds": 1.0, "timeouts": timeouts} for url in urls]
-    tenants = [
-        {"id": name, "tier": tier, "keys_sha256": [hash_key(f"sk-{name}")]} for name, tier in TENANTS.items()
+    tenants: list[dict[str, Any]] = [
+        {"id": name, "tier": tier, "weight": 1 + number % 3, "keys_sha256": [hash_key(f"sk-{name}")]}
+        for name, tier in TENANTS.items()
     ]
-    limits = {"max_stall_seconds": STALL_SECONDS, "max_waiting": 200, "max_queue_seconds": 5.0}
+    if number % 2:
+        tenants.append({"id": "guest", "keys_sha256": [hash_key("sk-guest")]})
+    limits = {"max_stall_seconds": STALL_SECONDS, "max_waiting": 200 - number % 100, "max_queue_seconds": 5.0}
     settings = {
         "engines": engines,
         "tenants": tenants,
@@ -438,7 +466,7 @@ def configuration(folder: Path, urls: list[str]) -> Path:
         "state": {"path": str(folder / "state.sqlite"), "save_seconds": 5.0},
     }
     path = folder / "driftsched.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    replace(path, yaml.safe_dump(settings))
     return path
 
 
@@ -452,7 +480,8 @@ async def play(seconds: float, rate: float, seed: int, folder: Path) -> dict[str
     async with AsyncExitStack() as stack:
         engines = [asyncio.create_task(engine(n, Random(f"{seed} {n}"), a)) for n, a in enumerate(addresses)]
         stack.push_async_callback(cancelled, engines)
-        config = configuration(folder, list(await asyncio.gather(*addresses)))
+        urls = list(await asyncio.gather(*addresses))
+        config = configuration(folder, urls)
         process, url = await stack.enter_async_context(running("serve", "--config", str(config)))
         patient = aiohttp.ClientTimeout(total=None, sock_connect=None)
         http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=patient)
@@ -461,6 +490,7 @@ async def play(seconds: float, rate: float, seed: int, folder: Path) -> dict[str
         before = await observed(process.pid, scene)
         seen: list[Observed] = []
         others = [asyncio.create_task(watch(process.pid, scene, seen))]
+        others.append(asyncio.create_task(reload(process, folder, urls)))
         stack.push_async_callback(cancelled, others)
         full_disk = asyncio.create_task(fill_the_disk(process.pid, scene, seconds))
         await send_all(scene, seconds, rate)
@@ -478,7 +508,8 @@ async def play(seconds: float, rate: float, seed: int, folder: Path) -> dict[str
     report["before"], report["after"] = vars(before), vars(after)
     report["amiss"] = [
         *amiss_in_books(scene.ledger, rows, counts),
-        *amiss_at_rest(before, after, counts, report["memory"]),
+        *amiss_at_rest(before, after, counts),
+        *(amiss_in_memory(report["memory"]) if seconds >= STEADY_SECONDS else []),
         *([f"the gateway ended with status {code}"] if code else []),
         *([f"{num_written} rows were written to a full disk"] if num_written else []),
     ]
@@ -536,6 +567,9 @@ def summary(ledger: Ledger, rows: list[tuple[int, str, str]], counts: Counter[st
         "counters": {name: value for name, value in counts.items() if name.startswith("driftsched_requests_")},
         "retries": counts["driftsched_engine_retries_total"],
         "outages": counts["driftsched_engine_outages_total"],
+        "reloads": {
+            name: value for name, value in counts.items() if "reload" in name and not name.endswith("_created")
+        },
     }
 
 
@@ -587,7 +621,7 @@ def memory(seen: list[Observed]) -> dict[str, float]:
     return {**parts, "highest": round(max(sizes), 1)}
 
 
-def amiss_at_rest(before: Observed, after: Observed, counts: Counter[str], memory: dict[str, float]) -> list[str]:
+def amiss_at_rest(before: Observed, after: Observed, counts: Counter[str]) -> list[str]:
     """What was not given back."""
     found = [
         f"{counts[name]} {name}"
@@ -602,9 +636,12 @@ def amiss_at_rest(before: Observed, after: Observed, counts: Counter[str], memor
         found.append(f"{after.num_tasks} tasks, {before.num_tasks} before")
     if after.num_files > before.num_files + 4:  # those of the journal and the state, opened since
         found.append(f"{after.num_files} files and sockets, {before.num_files} before")
-    if memory["last"] > 1.1 * memory["second"] + 5:
-        found.append(f"memory grows: {memory}")
     return found
+
+
+def amiss_in_memory(memory: dict[str, float]) -> list[str]:
+    grows = memory["last"] > 1.1 * memory["second"] + 5
+    return [f"memory grows: {memory}"] if grows else []
 
 
 def main() -> None:

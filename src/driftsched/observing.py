@@ -12,6 +12,7 @@ from driftsched.core.errors import ConfigError
 from driftsched.core.model import Request
 from driftsched.engines.payload import Payload
 from driftsched.telemetry.access import AccessLog
+from driftsched.telemetry.background import BackgroundHandler
 from driftsched.telemetry.lines import LINES, LineFormatter, LogFormat
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/responses": "chat", "/v1/emb
 
 def log_to_stderr(settings: LogSettings) -> None:
     """From here on everything that is logged goes to standard error, in the form that `settings` asks for."""
-    handler = logging.StreamHandler()
+    handler = BackgroundHandler(_write_to_stderr)
     handler.setFormatter(LineFormatter(LINES[log_format(settings)]))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
