@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -7,10 +8,11 @@ import pytest
 from driftsched.core.errors import EngineError
 from driftsched.core.model import Traits
 from driftsched.core.protocols import Chunk, Saturation
-from driftsched.engines.breaker import JITTER, MAX_CONSECUTIVE, OPEN_SECONDS
+from driftsched.engines.breaker import JITTER, LOST_AFTER, MAX_CONSECUTIVE, OPEN_SECONDS
 from driftsched.engines.pool import EnginePool
 from driftsched.engines.retries import RetryBudget
 from support.prompts import request_of
+from support.servers import until
 
 
 class Replica:
@@ -61,6 +63,22 @@ class CheckedReplica(Replica):
         self.num_checks += 1
         if not self.is_there:
             raise unreachable()
+
+
+class Silent(CheckedReplica):
+    """Begins its answers when it may."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.may_begin = asyncio.Event()
+
+    async def generate(self, request: object) -> AsyncGenerator[Chunk, None]:
+        self.num_open += 1
+        try:
+            await self.may_begin.wait()
+            yield Chunk(b"begun")
+        finally:
+            self.num_open -= 1
 
 
 def pool_of(*replicas: Replica, slots: int = 2) -> EnginePool:
@@ -208,6 +226,26 @@ async def test_a_check_finds_that_a_replica_is_back_and_no_request_is_risked_for
     now[0] += 100.0
     await pool.check("away")
     assert ("closed", 1, 4) == (pool.standing_of("away").circuit, away.num_calls, pool.slots)
+
+
+async def test_what_waits_at_an_engine_that_is_lost_goes_elsewhere_and_what_has_begun_goes_on() -> None:
+    now = [0.0]
+    lost, there = Silent("lost"), Replica("there", "a")
+    pool = EnginePool([(lost, 8)], checked=["lost"], clock=lambda: now[0], seed=1)
+    begun = pool.generate(request_of())
+    lost.may_begin.set()
+    assert b"begun" == (await anext(begun)).data
+    lost.may_begin.clear()
+    waiting = asyncio.create_task(answer_of(pool))
+    await until(lambda: lost.num_open == 2)
+    pool.add(there, 2)
+    for _ in range(1 + LOST_AFTER):
+        assert not waiting.done()
+        await pool.check("lost")
+        now[0] += 100.0
+    assert ["a"] == await waiting
+    assert (1, 1) == (lost.num_open, pool.standing_of("lost").num_retries)
+    await begun.aclose()
 
 
 async def test_checks_find_that_an_idle_replica_went_away() -> None:

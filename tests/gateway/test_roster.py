@@ -209,8 +209,8 @@ async def test_an_engine_that_makes_no_sense_is_not_added(
         yard(http, [settings_of(old, "old")]) as there,
     ):
         urls = {"{new}": new.url, "{other}": other.url}
-        url = fields.get("url")
-        seen, document = await there.operate("POST", **{**fields, "url": urls.get(url, url)})
+        url = fields.get("url", "")
+        seen, document = await there.operate("POST", **{**fields, "url": urls.get(url, url) or None})
         assert (expected, code) == (seen, document["error"]["code"])
         assert ["old"] == [engine.name for engine in there.fleet.pool.engines]
         assert 200 == await there.post()

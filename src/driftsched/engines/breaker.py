@@ -15,6 +15,8 @@ MAX_CONSECUTIVE = 5
 WINDOW = 20
 MAX_FAILURES = 10
 """So do so many among the last `WINDOW` outcomes: an engine that fails every other request never fails in a row."""
+LOST_AFTER = 3
+"""Failed trials in a row after which what an engine that is away was given counts as lost."""
 OPEN_SECONDS = 1.0
 MAX_OPEN_SECONDS = 10.0
 """It stays open for the first, then twice as long each time in a row, up to the second."""
@@ -38,7 +40,7 @@ class Breaker:
 
     def __init__(self, random: Callable[[], float], *, is_checked: bool = False) -> None:
         self._random = random
-        self._is_checked = is_checked
+        self.is_checked = is_checked
         self._outcomes: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._num_consecutive = 0
         self._num_opened_in_row = 0
@@ -50,6 +52,15 @@ class Breaker:
         """It is open because nobody could connect, or because checks failed."""
         self.num_opened = 0
         """Times it opened since the start, failed trials not counted."""
+
+    @property
+    def is_closed(self) -> bool:
+        return self._open_until is None
+
+    @property
+    def is_lost(self) -> bool:
+        """It has been away for so long that nothing more will come of it."""
+        return self.is_away and self._num_opened_in_row > LOST_AFTER
 
     def state(self, now: float) -> State:
         if self._open_until is None:
@@ -64,7 +75,7 @@ class Breaker:
         """Whether a request may be sent."""
         if self._open_until is None:
             return True
-        if self.is_away and self._is_checked:
+        if self.is_away and self.is_checked:
             return False
         return now >= self._open_until and not self._on_trial
 
