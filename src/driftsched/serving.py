@@ -141,6 +141,7 @@ def build_gateway(
         clock,
         max_held=settings.limits.max_waiting_per_tenant,
         max_held_bytes=settings.limits.max_waiting_bytes,
+        keep_alive_seconds=settings.limits.keep_alive_seconds,
     )
     metrics.watch(
         lambda: scheduler.load,

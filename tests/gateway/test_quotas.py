@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,6 +15,7 @@ from driftsched.core.events import Admitted, Dispatched, Finished, Rejected
 from driftsched.core.model import Quota, Request, Tenant
 from driftsched.core.scheduler import Scheduler
 from driftsched.gateway.dispatcher import MonotonicClock
+from driftsched.gateway.errors import ClientStalledError
 from driftsched.gateway.holding import Holding
 from driftsched.gateway.ratelimits import duration
 from support.scheduling import request_at, scheduler_of
@@ -208,6 +210,41 @@ async def test_who_is_held_for_too_long_or_comes_when_too_many_are_is_sent_away(
     assert ["tenant_queue_full", "tenant_inflight_full"] == [event.reason for event in house.of(Rejected)]
 
 
+@pytest.mark.parametrize("expires", [False, True])
+async def test_a_stream_that_is_held_gets_signs_of_life(http: aiohttp.ClientSession, expires: bool) -> None:
+    engine = simulated(4)
+    limits = {"keep_alive_seconds": 0.001, "max_queue_seconds": 0.3 if expires else 60.0}
+    async with live_gateway(engine, settings=settings(QuotaSettings(max_inflight=1), **limits)) as house:
+        engine.hold()
+        first = asyncio.create_task(ask(http, house))
+        await until(lambda: house.of(Dispatched))
+        headers = {"authorization": "Bearer sk-test"}
+        async with http.post(house.url + CHAT, json=chat(stream=True), headers=headers) as response:
+            assert b": waiting\n" == await response.content.readline()
+            if not expires:
+                engine.resume()
+            text = await response.text()
+        engine.resume()
+        assert (200, None) == await first
+    assert (200, "tenant_inflight_full" in text, "[DONE]" in text) == (response.status, expires, not expires)
+    assert "x-driftsched-tier" not in response.headers
+
+
+async def test_a_client_that_does_not_read_while_it_is_held_loses_its_place() -> None:
+    holding = holding_of(scheduler_of(), keep_alive_seconds=0.001)
+    of_one = Tenant("ann", quota=Quota("ann", max_inflight=1))
+
+    async def stalled() -> None:
+        raise ClientStalledError
+
+    async with holding.place(replace(request_at(0.0, "a"), tenant=of_one)):
+        with pytest.raises(ClientStalledError):
+            async with holding.place(replace(request_at(0.0, "b"), tenant=of_one), stalled):
+                raise AssertionError("it has a place")
+        assert 0 == holding.num_held
+    assert {} == holding._accounts
+
+
 async def test_who_is_held_when_the_gateway_stops_is_told_so(http: aiohttp.ClientSession) -> None:
     engine = simulated(4)
     async with live_gateway(engine, settings=settings(QuotaSettings(max_inflight=1))) as house:
@@ -225,8 +262,8 @@ async def test_who_is_held_when_the_gateway_stops_is_told_so(http: aiohttp.Clien
 CAPPED = Tenant("ann", quota=Quota("ann", max_inflight=2))
 
 
-def holding_of(scheduler: Scheduler, **bounds: int) -> Holding:
-    return Holding(scheduler, MonotonicClock(), **{"max_held": 100, "max_held_bytes": 1000, **bounds})
+def holding_of(scheduler: Scheduler, **options: Any) -> Holding:
+    return Holding(scheduler, MonotonicClock(), **{"max_held": 100, "max_held_bytes": 1000, **options})
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -21,6 +21,7 @@ HeaderList = list[tuple[bytes, bytes]]
 
 METRICS_CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _JSON = b"application/json"
+_SIGN_OF_LIFE = b": waiting\n\n"
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -72,6 +73,11 @@ class Answer:
     def held(self, seconds: float) -> None:
         """The request was held for so long before it came into line."""
         self._story.append((b"x-driftsched-held-seconds", b"%.6f" % seconds))
+
+    async def keep_alive_held(self) -> None:
+        """The same as `keep_alive`, of a request that is held before the line: nothing is known of its turn."""
+        if self._call.stream:
+            await self._stream(_SIGN_OF_LIFE, None)
 
     async def keep_alive(self, turn: Turn) -> None:
         """Tell a client that streams that its request still waits: a comment, which readers of events pass over.
@@ -131,7 +137,7 @@ class Answer:
     # What differs from one endpoint to the other.
 
     def _sign_of_life(self, turn: Turn) -> bytes:  # noqa: ARG002
-        return b": waiting\n\n"
+        return _SIGN_OF_LIFE
 
     def _gather(self, chunk: Chunk) -> None:
         """Add a piece to the whole document. Raises `EngineError`."""
@@ -148,10 +154,11 @@ class Answer:
         """What tells a client that streams that there is no more."""
         return b"data: " + error.body + b"\n\n"
 
-    async def _stream(self, data: bytes, turn: Turn) -> None:
+    async def _stream(self, data: bytes, turn: Turn | None) -> None:
         if not self._started:
             self._started = True
-            headers = [*_STREAM_HEADERS, *self._headers(turn)]
+            told = [*self._story, *self._rate_limits()] if turn is None else self._headers(turn)
+            headers = [*_STREAM_HEADERS, *told]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if data:
             try:

@@ -279,7 +279,7 @@ class Gateway:
             if request.tenant.quota is None or self._holding is None:
                 turn = await self._relay(request, answer, client_left)
             else:
-                async with self._holding.place(request) as placed:
+                async with self._holding.place(request, answer.keep_alive_held) as placed:
                     if placed is not request:
                         answer.held(placed.arrived_at - request.arrived_at)
                     turn = await self._relay(placed, answer, client_left)

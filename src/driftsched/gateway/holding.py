@@ -7,7 +7,7 @@ that was held longest takes its place, and arrives in line then.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -35,15 +35,25 @@ class _Account:
 class Holding:
     """Places of tenants with `max_inflight`. Those of one account share them."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, *, max_held: int, max_held_bytes: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        clock: Clock,
+        *,
+        max_held: int,
+        max_held_bytes: int,
+        keep_alive_seconds: float | None = None,
+    ) -> None:
         """`max_held`: requests of one account that may be held, unless its `max_waiting` says another number.
 
-        `max_held_bytes`: of the bodies of all that is held.
+        `max_held_bytes`: of the bodies of all that is held. `keep_alive_seconds`: how often whoever is held is
+        given a sign of it; None: never.
         """
         self._scheduler = scheduler
         self._clock = clock
         self.max_held = max_held
         self.max_held_bytes = max_held_bytes
+        self._keep_alive_seconds = keep_alive_seconds
         self._accounts: dict[str, _Account] = {}  # of those that have somebody present
         self._ids: set[str] = set()
         self._bytes = 0
@@ -56,9 +66,12 @@ class Holding:
         return request_id in self._ids
 
     @asynccontextmanager
-    async def place(self, request: Request) -> AsyncIterator[Request]:
+    async def place(
+        self, request: Request, keep_alive: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Request]:
         """Inside the block the request has a place; if it was held for it, it arrives at that instant.
 
+        `keep_alive` is called from time to time while it is held, and may raise `ClientStalledError`.
         Raises `RejectedError`: at once if so many are held already, or when it expires.
         """
         quota = request.tenant.quota
@@ -72,7 +85,7 @@ class Holding:
             account.num_present += 1
         else:
             self._check_room(request, account, self.max_held if quota.max_waiting is None else quota.max_waiting)
-            await self._hold(request, quota.account, account)
+            await self._hold(request, quota.account, account, keep_alive)
             request = replace(request, arrived_at=self._clock.now())
         try:
             yield request
@@ -85,16 +98,17 @@ class Holding:
         if self._bytes + request.payload_bytes > self.max_held_bytes:
             self._scheduler.refuse(request, "queue_bytes_full", self._clock.now())
 
-    async def _hold(self, request: Request, name: str, account: _Account) -> None:
+    async def _hold(
+        self, request: Request, name: str, account: _Account, keep_alive: Callable[[], Awaitable[None]] | None
+    ) -> None:
         """Returns once the request has been given a place."""
         given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         account.held.append(given)
         self._ids.add(request.id)
         self._bytes += request.payload_bytes
-        left = request.expires_at - self._clock.now()
         try:
-            await asyncio.wait((given,), timeout=None if left == inf else max(0.0, left))
-        except asyncio.CancelledError:
+            await self._given(given, request.expires_at, keep_alive)
+        except BaseException:  # its client left, or does not read
             if given.done():
                 self._leave(name, account)  # the place is another's
             else:
@@ -106,6 +120,17 @@ class Holding:
         if not given.done():
             account.held.remove(given)
             self._scheduler.refuse(request, "tenant_inflight_full", self._clock.now())
+
+    async def _given(
+        self, given: asyncio.Future[None], expires_at: float, keep_alive: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        """Returns once the place is given, or will not be in time."""
+        pause = inf if keep_alive is None or self._keep_alive_seconds is None else self._keep_alive_seconds
+        while not given.done() and (left := expires_at - self._clock.now()) > 0:
+            wait = min(pause, left)
+            await asyncio.wait((given,), timeout=wait if wait < inf else None)
+            if keep_alive is not None and wait == pause and not given.done():
+                await keep_alive()
 
     def _leave(self, name: str, account: _Account) -> None:
         account.num_present -= 1
