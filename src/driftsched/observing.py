@@ -22,7 +22,12 @@ _logger = logging.getLogger(__name__)
 
 _STDERR = 2
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/responses": "chat", "/v1/embeddings": "embeddings"}
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+}
 
 
 def log_to_stderr(settings: LogSettings) -> None:
@@ -74,9 +79,9 @@ def open_otel(settings: OtelSettings, environment: Mapping[str, str] = os.enviro
 
 
 def operation(request: Request) -> str:
-    """`gen_ai.operation.name` of a request."""
+    """`gen_ai.operation.name` of a request; `other` for what is passed through: paths are no bounded set."""
     endpoint = request.payload.endpoint if isinstance(request.payload, Payload) else ""
-    return _OPERATIONS.get(endpoint, "text_completion")
+    return _OPERATIONS.get(endpoint, "other")
 
 
 def _write_to_stderr(lines: bytes) -> None:

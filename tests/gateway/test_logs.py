@@ -10,7 +10,9 @@ import pytest
 
 from driftsched.config import LogSettings, OtelSettings
 from driftsched.core.events import Finished
-from driftsched.observing import log_format, open_access_log, open_otel
+from driftsched.core.model import Request, Tenant, Tier
+from driftsched.engines.payload import Payload
+from driftsched.observing import log_format, open_access_log, open_otel, operation
 from driftsched.telemetry.access import AccessLog
 from driftsched.telemetry.lines import text_line
 from support.servers import chat, live_gateway, simulated
@@ -79,3 +81,16 @@ async def test_no_client_can_forge_a_line(http: aiohttp.ClientSession) -> None:
     assert line.isprintable()
     assert 1 == line.count(" outcome=finished ")
     assert ' request_id="a b=c" ' in line
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/v1/completions", "text_completion"),
+        ("/v1/made/up/by/a/client", "other"),
+    ],
+)
+def test_operations_are_a_bounded_set(endpoint: str, expected: str) -> None:
+    payload = Payload(endpoint, b"{}", stream=False, wants_usage=False)
+    assert expected == operation(Request("r", Tenant("t"), Tier.BATCH, "m", 0.0, payload=payload))
