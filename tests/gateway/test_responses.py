@@ -10,7 +10,7 @@ from openai import APIError, BadRequestError, NotFoundError
 from openai.types.responses import Response
 
 from driftsched.config import LimitSettings, Settings
-from driftsched.core.events import Finished
+from driftsched.core.events import Failed, Finished
 from driftsched.engines.mock import MockServer
 from support.faulty_upstream import (
     DONE,
@@ -165,6 +165,7 @@ async def test_an_engine_without_the_api_is_asked_for_a_chat_completion(house: H
     )
     assert whole.usage is not None
     assert 5 == whole.usage.output_tokens
+    assert ["incomplete"] == [item.status for item in whole.output if item.type == "message"]
     assert whole.output_text == events[-1].response.output_text
     assert whole.output_text == "".join(e.delta for e in events if e.type == "response.output_text.delta")
     assert list(range(len(events))) == numbers(events)
@@ -412,6 +413,8 @@ async def test_an_engine_that_breaks_off_makes_the_official_client_raise(connect
         assert [0, 1, 2] == [(await anext(events)).sequence_number for _ in range(3)]
         with pytest.raises(APIError) as caught:
             await anext(events)
+        (failed,) = house.of(Failed)
+    assert 1 == failed.usage.completion_tokens  # what came is paid for
     assert "broken_stream" == caught.value.code
 
 
