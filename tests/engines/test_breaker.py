@@ -203,3 +203,20 @@ def test_whatever_happens_one_is_tried_at_a_time_and_an_engine_is_never_lost(
     assert breaker.allows(later) or breaker.due_at() is not None
     breaker.succeeded(breaker.begin(later))
     assert ("closed", True, False) == (breaker.state(later), breaker.allows(later), breaker.is_away)
+
+
+def test_failures_before_an_outage_do_not_count_after_it() -> None:
+    breaker = steady()
+    while breaker.state(0.0) == "closed":
+        breaker.succeeded(breaker.begin(0.0))
+        breaker.failed(breaker.begin(0.0), 0.0)
+    breaker.succeeded(breaker.begin(OPEN_SECONDS))
+    breaker.failed(breaker.begin(OPEN_SECONDS), OPEN_SECONDS)
+    assert "closed" == breaker.state(OPEN_SECONDS)
+
+
+def test_a_full_engine_is_spared_for_the_longest_time_it_asked_for() -> None:
+    breaker = steady()
+    breaker.busy(breaker.begin(0.0), 0.0, 7.0)
+    breaker.busy(breaker.begin(0.0), 0.0, 1.0)
+    assert (True, False) == (breaker.is_busy(6.9), breaker.is_busy(7.0))

@@ -240,12 +240,45 @@ async def test_what_waits_at_an_engine_that_is_lost_goes_elsewhere_and_what_has_
     await until(lambda: lost.num_open == 2)
     pool.add(there, 2)
     for _ in range(1 + LOST_AFTER):
+        for _ in range(20):  # turns of the loop, in which it would come to its end
+            await asyncio.sleep(0)
         assert not waiting.done()
         await pool.check("lost")
         now[0] += 100.0
     assert ["a"] == await waiting
     assert (1, 1) == (lost.num_open, pool.standing_of("lost").num_retries)
     await begun.aclose()
+
+
+async def test_a_client_that_leaves_as_its_engine_is_lost_has_left() -> None:
+    now = [0.0]
+    lost = Silent("lost")
+    pool = EnginePool([(lost, 8)], checked=["lost"], clock=lambda: now[0], seed=1)
+    waiting = asyncio.create_task(answer_of(pool))
+    await until(lambda: lost.num_open == 1)
+    pool.add(Replica("there", "a"), 2)
+    for _ in range(1 + LOST_AFTER):
+        await pool.check("lost")
+        now[0] += 100.0
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert 0 == pool.standing_of("lost").num_retries
+
+
+async def test_a_trial_that_its_client_leaves_makes_room_for_another() -> None:
+    now = [0.0]
+    replica = Silent("only")
+    pool = EnginePool([(replica, 8), (Replica("there", "a"), 8)], clock=lambda: now[0], seed=1)
+    breaker = pool._member("only").breaker
+    breaker.failed(breaker.begin(0.0), 0.0, unreachable=True)
+    now[0] += 100.0
+    trial = asyncio.create_task(answer_of(pool))
+    await until(lambda: replica.num_open == 1)
+    assert not breaker.allows(now[0])
+    trial.cancel()
+    await asyncio.gather(trial, return_exceptions=True)
+    assert breaker.allows(now[0])
 
 
 async def test_checks_find_that_an_idle_replica_went_away() -> None:

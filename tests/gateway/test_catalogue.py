@@ -125,3 +125,26 @@ async def test_many_probes_ask_an_engine_once(told: Told | None) -> None:
 async def test_two_engines_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="same name"):
         Catalogue([Engine("a", None), Engine("a", None)], on_slots=Slots())
+
+
+async def test_an_engine_that_joins_must_answer_have_a_name_of_its_own_and_serve_what_the_others_do() -> None:
+    async with catalogue_of(Engine("a", Told(("m",)))) as catalogue:
+        await catalogue.start()
+        assert Told(("m",), 4) == await catalogue.join(Engine("b", Told(("m",), 4)))
+        for engine, refusal in (
+            (Engine("b", Told(("m",))), ConfigError),
+            (Engine("c", Told(("n",))), ConfigError),
+            (Engine("d", None), EngineError),
+        ):
+            with pytest.raises(refusal):
+                await catalogue.join(engine)
+
+
+async def test_what_an_engine_told_is_forgotten_with_it() -> None:
+    silent = Engine("b", None)
+    async with catalogue_of(Engine("a", Told(("m",))), silent) as catalogue:
+        await catalogue.start()
+        catalogue.forget("a")
+        assert catalogue.models is None
+        silent.told = Told(("n",))
+        await until(lambda: catalogue.models == ("n",))

@@ -14,7 +14,9 @@ import pytest
 from driftsched.config import AdminSettings, PartSettings, Settings, TenantSettings, hash_key
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.gateway.catalogue import Catalogue
+from driftsched.gateway.errors import HttpError
 from driftsched.gateway.front import Front, Pool
+from driftsched.gateway.roster import Row
 from driftsched.queues.memory import MemoryQueue
 from driftsched.serving import build_gateway
 from driftsched.telemetry.joining import join_pages
@@ -34,6 +36,29 @@ class Street:
     small: FaultyUpstream
     large: FaultyUpstream
     queues: dict[str, MemoryQueue]
+
+
+class Names:
+    """A roster of names."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def rows(self) -> list[Row]:
+        return [{"name": name} for name in self._names]
+
+    async def add(self, document: bytes) -> Row:
+        self._names.append(document.decode())
+        return {"name": document.decode()}
+
+    def drain(self, name: str) -> Row:
+        return {"name": name}
+
+    async def remove(self, name: str) -> Row:
+        if name not in self._names:
+            raise HttpError(404, "not here", code="unknown_engine")
+        self._names.remove(name)
+        return {"name": name}
 
 
 async def _ignore(engine: str, slots: int) -> None:
@@ -67,7 +92,9 @@ async def street(
                 admin=AdminSettings([hash_key(ADMIN_KEY)]),
                 tenants=list(tenants),
             )
-            gateway = build_gateway(settings, engine=engine, queue=queues[name], catalogue=catalogue, pool=name)
+            gateway = build_gateway(
+                settings, engine=engine, queue=queues[name], catalogue=catalogue, pool=name, roster=Names()
+            )
             models = [] if asks else [f"{name}-1"]
             pools.append(Pool(name, gateway, catalogue, models, {f"gpt-{name}": f"{name}-1"}))
         url = await stack.enter_async_context(serving(Front(pools, join_metrics=join_pages)))
@@ -176,6 +203,35 @@ async def test_metrics_and_state_are_told_of_each_pool(http: aiohttp.ClientSessi
     assert b'driftsched_requests_finished_total{pool="large",tier="standard"} 1.0' in page
     assert b'driftsched_requests_finished_total{pool="small",tier="standard"} 0.0' in page
     assert (401, 200, ["small", "large"]) == (refused, status, list(msgspec.json.decode(state)["pools"]))
+
+
+@pytest.mark.parametrize(("query", "expected"), [("", "small"), ("?pool=small", "small"), ("?pool=large", "large")])
+async def test_an_engine_is_added_to_the_pool_that_is_named(
+    http: aiohttp.ClientSession, query: str, expected: str
+) -> None:
+    async with street() as there:
+        url = f"{there.url}/admin/engines"
+        key = {"authorization": f"Bearer {ADMIN_KEY}"}
+        async with http.post(url + query, data=b"gpu-9", headers=key) as response:
+            assert 201 == response.status
+        _, listing = await get(http, url, **key)
+        async with http.delete(f"{url}/gpu-9", headers=key) as response:
+            assert (200, {"name": "gpu-9"}) == (response.status, await response.json())
+        _, emptied = await get(http, url, **key)
+    assert [{"pool": expected, "name": "gpu-9"}] == msgspec.json.decode(listing)["data"]
+    assert [] == msgspec.json.decode(emptied)["data"]
+
+
+async def test_nobody_but_operators_learns_of_pools_and_engines(http: aiohttp.ClientSession) -> None:
+    async with street() as there:
+        for query in ("", "?pool=large", "?pool=none"):
+            async with http.post(f"{there.url}/admin/engines{query}", data=b"gpu-9") as response:
+                assert 401 == response.status
+            async with http.get(f"{there.url}/admin/engines{query}") as response:
+                assert 401 == response.status
+        key = {"authorization": f"Bearer {ADMIN_KEY}"}
+        async with http.post(f"{there.url}/admin/engines?pool=none", data=b"gpu-9", headers=key) as response:
+            assert 404 == response.status
 
 
 async def test_a_request_is_found_wherever_it_waits(http: aiohttp.ClientSession) -> None:
