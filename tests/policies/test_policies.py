@@ -24,7 +24,7 @@ from driftsched.policies.fair import Fair
 from driftsched.policies.lag import Lag
 from driftsched.policies.slack import Slack
 from driftsched.policies.vtc import Vtc
-from support.scheduling import CategoryMeans, request_at, scheduler_of, simulated_events, step, workload
+from support.scheduling import Foretold, request_at, scheduler_of, simulated_events, step, workload
 
 IDLE = Load(num_waiting=0, num_inflight=0, waiting_tokens=0.0, tokens_per_second=100.0)
 BUSY = Load(
@@ -41,16 +41,6 @@ BUSY = Load(
 
 def estimate_of(tokens: float) -> Estimate:
     return Estimate(tokens, tokens, tokens, tokens)
-
-
-class Foretold(CategoryMeans):
-    """Expects what it was told, by request."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, float] = {}
-
-    def predict(self, request: Request) -> Estimate:
-        return estimate_of(self.tokens[request.id])
 
 
 def serve(scheduler: Scheduler, num_requests: int = 10**6) -> list[Ticket]:
@@ -200,52 +190,6 @@ def test_fair_serves_the_least_served_tenant() -> None:
         step(scheduler.submit(request_at(0.0, f"b{n}", tenant=Tenant("b"), category="short_qa"), 0.0))
     # a report is 10 + 2 * 400 = 810, a short answer 10 + 2 * 40 = 90: one of the former, nine of the latter
     assert ["a0", *(f"b{n}" for n in range(9))] == [t.id for _ in range(10) if (t := step(scheduler.dispatch(0.0)))]
-
-
-CHARGE = 10 + 2 * 500
-"""Greatest price of a request in the two properties below, before it is divided by the tier's share."""
-
-
-@settings(max_examples=100, derandomize=True, deadline=None)
-@given(
-    slots=st.integers(1, 6),
-    lengths=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=2, max_size=80),
-    ends=st.lists(st.integers(0, 5), min_size=80, max_size=80),
-    foreseen=st.booleans(),
-)
-def test_fair_keeps_two_backlogged_tenants_within_the_bound_of_the_virtual_token_counter(
-    slots: int, lengths: list[tuple[int, int]], ends: list[int], foreseen: bool
-) -> None:
-    """W(a) - W(b) stays within one request's price if lengths are foreseen, within one per slot if they are not.
-
-    Whoever is dispatched was the least served: by what was expected of the requests in flight. If what they really
-    use differs, it differs by a request's price each. Between any two instants both differences may add up, hence
-    the factor 2 of the paper's bound.
-    """
-    estimator = Foretold()
-    scheduler = scheduler_of("fair", slots=slots, estimator=estimator)
-    actual: dict[str, int] = {}
-    # `a` sends what the lists say; `b` as many, twice, so that both wait until `a` has nothing left
-    for n, (true_length, predicted) in enumerate(lengths):
-        for name, tokens in ((f"a{n}", true_length), (f"b{n}", 500 - true_length), (f"b{n}'", true_length)):
-            actual[name] = tokens
-            estimator.tokens[name] = tokens if foreseen else predicted
-            step(scheduler.submit(request_at(0.0, name, tenant=Tenant(name[0])), 0.0))
-    waiting = Counter(name[0] for name in actual)
-    work = {"a": 0.0, "b": 0.0}
-    inflight: list[Ticket] = []
-    bound = CHARGE if foreseen else slots * CHARGE
-    for end in ends:
-        while ticket := step(scheduler.dispatch(0.0)):
-            tenant = ticket.request.tenant.id
-            waiting[tenant] -= 1
-            inflight.append(ticket)
-            work[tenant] += 10 + 2 * actual[ticket.id]
-            assert abs(work["a"] - work["b"]) <= bound
-            if 0 in waiting.values():
-                return
-        done = inflight.pop(end % len(inflight))
-        assert step(scheduler.finish(done.id, Usage(10, actual[done.id]), "stop", 0.0))
 
 
 @pytest.mark.parametrize(("heavy", "light"), [(1.0, 1.0), (2.0, 1.0), (3.0, 0.5)])
@@ -488,40 +432,6 @@ def test_lag_lets_short_requests_of_any_tenant_pass_until_another_lags_by_the_to
     step(scheduler.submit(request_at(1.0, "b", tenant=Tenant("b")), 0.0))
     # each is 10 + 2 * 40 = 90 tokens: `a` may be served once more while it is ahead by 90, not while by 180
     assert ["a0", "a1", "b", "a2"] == [t.id for _ in range(4) if (t := step(scheduler.dispatch(0.0)))]
-
-
-@settings(max_examples=100, derandomize=True, deadline=None)
-@given(
-    tokens=st.floats(1.0, 3000.0),
-    slots=st.integers(1, 6),
-    lengths=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=2, max_size=60),
-    ends=st.lists(st.integers(0, 5), min_size=60, max_size=60),
-)
-def test_lag_keeps_two_backlogged_tenants_within_the_tokens_and_the_bound_of_the_virtual_token_counter(
-    tokens: float, slots: int, lengths: list[tuple[int, int]], ends: list[int]
-) -> None:
-    """W(a) - W(b) stays within `tokens` and one request's price for each slot, whatever was predicted."""
-    estimator = Foretold()
-    scheduler = scheduler_of(Lag(tokens=tokens), slots=slots, estimator=estimator)
-    actual: dict[str, int] = {}
-    for n, (true_length, predicted) in enumerate(lengths):
-        for name, length in ((f"a{n}", true_length), (f"b{n}", 500 - true_length), (f"b{n}'", true_length)):
-            actual[name], estimator.tokens[name] = length, predicted
-            step(scheduler.submit(request_at(float(name[0] == "b"), name, tenant=Tenant(name[0])), 0.0))
-    waiting = Counter(name[0] for name in actual)
-    work = {"a": 0.0, "b": 0.0}
-    inflight: list[Ticket] = []
-    for end in ends:
-        while ticket := step(scheduler.dispatch(0.0)):
-            tenant = ticket.request.tenant.id
-            waiting[tenant] -= 1
-            inflight.append(ticket)
-            work[tenant] += 10 + 2 * actual[ticket.id]
-            assert abs(work["a"] - work["b"]) <= tokens + slots * CHARGE
-            if 0 in waiting.values():
-                return
-        done = inflight.pop(end % len(inflight))
-        assert step(scheduler.finish(done.id, Usage(10, actual[done.id]), "stop", 0.0))
 
 
 @pytest.mark.parametrize("tokens", [0.0, -1.0, float("nan"), float("inf")])

@@ -18,7 +18,7 @@ class Slack:
     rises from 0 to 1 around the middle of the lengths predicted of late. The usual drain time rather than the
     present one: while the backlog is small everybody short still passes, and when it is large the order is nearly
     that of arrival, which keeps the tail short. A step rather than a line: a median is made of the shorter half,
-    and long requests that pass longer ones lengthen the tail for nothing. A soft one, so that lengths that hardly
+    which no long request that passes a longer one brings forward. A soft one, so that lengths that hardly
     differ, or are hardly foreseen, hardly change the order.
 
     Source: a member of the Boost family (Yu and Scully, "Strongly Tail-Optimal Scheduling in the Light-Tailed
