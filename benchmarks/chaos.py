@@ -64,6 +64,8 @@ from support.processes import running
 from support.raw import CHAT, connected_to, head_of
 
 NUM_ENGINES = 4
+MAX_AT_ONCE = 600
+"""Clients; on a machine that cannot keep up the rate falls, and the report says to what."""
 FIRST_NUMBER = 1_000_000
 """Of requests; so large that no answer is cut by it."""
 TENANTS = {"ann": "premium", "bob": "standard", "cy": "batch"}
@@ -176,6 +178,7 @@ class Scene:
     http: aiohttp.ClientSession
     ledger: Ledger
     rng: Random
+    num_clients: int = 0
 
     def call(self, **fields: Any) -> tuple[int, bytes, str]:
         """A number, the body of a request that has it, and the key of a tenant."""
@@ -503,7 +506,7 @@ async def play(seconds: float, rate: float, seed: int, folder: Path) -> dict[str
         async with asyncio.timeout(30):
             code = await process.wait()
     rows = journal_rows(folder / "journal.sqlite")
-    report = {"seconds": seconds, "rate": rate, "seed": seed, **summary(scene.ledger, rows, counts)}
+    report = {"seconds": seconds, "rate": rate, "seed": seed, **summary(scene, rows, counts)}
     report["memory"] = memory(seen)
     report["before"], report["after"] = vars(before), vars(after)
     report["amiss"] = [
@@ -517,15 +520,19 @@ async def play(seconds: float, rate: float, seed: int, folder: Path) -> dict[str
 
 
 async def send_all(scene: Scene, seconds: float, rate: float) -> None:
-    """Clients come at random, at this rate, whether or not the gateway keeps up."""
+    """Clients come at random, at this rate, unless too many are there already."""
     tasks: set[asyncio.Task[None]] = set()
     kinds, weights = [kind for _, kind in CLIENTS], [weight for weight, _ in CLIENTS]
     at = started = time.monotonic()
     while (at := at + scene.rng.expovariate(rate)) < started + seconds:
         await asyncio.sleep(max(0.0, at - time.monotonic()))
         (kind,) = scene.rng.choices(kinds, weights)
+        scene.num_clients += 1
         task = asyncio.ensure_future(kind(scene))
         tasks.add(task)
+        if len(tasks) >= MAX_AT_ONCE:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            at = max(at, time.monotonic() - 1)  # what could not be sent is not made up for
         task.add_done_callback(tasks.discard)
     async with asyncio.timeout(LAST_SECONDS):
         await asyncio.gather(*tasks)
@@ -558,8 +565,10 @@ def journal_rows(path: Path) -> list[tuple[int, str, str]]:
         return connection.execute("SELECT max_tokens, outcome, reason FROM requests").fetchall()
 
 
-def summary(ledger: Ledger, rows: list[tuple[int, str, str]], counts: Counter[str]) -> dict[str, Any]:
+def summary(scene: Scene, rows: list[tuple[int, str, str]], counts: Counter[str]) -> dict[str, Any]:
+    ledger = scene.ledger
     return {
+        "num_clients": scene.num_clients,
         "sent": ledger.sent,
         "clients": dict(Counter(ledger.outcomes.values()).most_common()),
         "never_admitted": dict(ledger.strangers.most_common()),
