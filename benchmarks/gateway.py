@@ -240,7 +240,7 @@ def _add(figures: Figures, case: Case, reports: dict[str, dict[str, float]]) -> 
                 figures[figure][name].append(report[field])
 
 
-def _megabytes_while_waiting(tools: Tools, gateway: Server, seconds: float = 20.0) -> float:
+def _megabytes_while_waiting(tools: Tools, gateway: Server, seconds: float = 30.0) -> float:
     """Resident memory when all streams have come: driftsched holds them in its queue, the others hand them on."""
     streams = peers.MAX_INFLIGHT + NUM_WAITING
     deadline = time.monotonic() + seconds
@@ -255,10 +255,13 @@ def _megabytes_while_waiting(tools: Tools, gateway: Server, seconds: float = 20.
 
 
 def _waiting(gateway: Server) -> int:
-    """Requests that it holds back from the upstream."""
+    """Requests that it holds back from the upstream; 0 also while it is too busy with them to say."""
     if not gateway.name.startswith("driftsched"):
         return 0
-    metrics = _get(f"http://127.0.0.1:{gateway.port}/metrics").decode()
+    try:
+        metrics = _get(f"http://127.0.0.1:{gateway.port}/metrics").decode()
+    except OSError:
+        return 0
     found = re.search(r"^driftsched_waiting_requests (\S+)$", metrics, re.MULTILINE)
     return int(float(found[1])) if found else 0
 
