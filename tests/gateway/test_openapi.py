@@ -64,7 +64,10 @@ def routes(house: House) -> dict[str, Any]:
 
 def operations() -> list[tuple[str, str]]:
     return [
-        (method, path) for path, item in DOCUMENT["paths"].items() for method in ("get", "post") if method in item
+        (method, path)
+        for path, item in DOCUMENT["paths"].items()
+        for method in ("get", "post", "delete")
+        if method in item
     ]
 
 

@@ -147,7 +147,42 @@ def _told() -> dict[str, Any]:
             "parameters": [request_id],
             **_get("Why a request was served when it was.", {"type": "object"}, "401", "404", **operators),
         },
+        **_roster(operators),
     }
+
+
+def _roster(operators: dict[str, Any]) -> dict[str, Any]:
+    """Engines that come and go."""
+    listed = {"type": "object", "properties": {"data": {"type": "array", "items": {"type": "object"}}}}
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+    def change(summary: str, status: str, *refusals: str) -> dict[str, Any]:
+        answer = {"description": summary, "content": {_JSON: {"schema": {"type": "object"}}}}
+        refused = {refusal: _refusal(_ROSTER_REFUSALS[refusal]) for refusal in refusals}
+        return {"summary": summary, "responses": {status: answer, **refused}, **operators}
+
+    added = {
+        "requestBody": {"required": True, "content": {_JSON: {"schema": {"type": "object", "required": ["url"]}}}},
+        **change("An engine is added.", "201", "400", "401", "404", "408", "409", "413", "502", "503", "504"),
+    }
+    return {
+        "/admin/engines": {**_get("The engines.", listed, "401", "404", **operators), "post": added},
+        "/admin/engines/{name}/drain": {
+            "parameters": [name],
+            "post": change("The engine is given nothing more.", "200", "401", "404"),
+        },
+        "/admin/engines/{name}": {
+            "parameters": [name],
+            "delete": change("The engine is taken out.", "200", "401", "404", "409"),
+        },
+    }
+
+
+_ROSTER_REFUSALS = {
+    **_REFUSALS,
+    "404": "There is no engine of this name, or engines do not come and go here.",
+    "409": "The name is taken, the engine serves other models, or it still has requests.",
+}
 
 
 def _get(
