@@ -125,7 +125,8 @@ class Front:
     def _addressee(self, headers: Headers, body: bytes) -> tuple[Pool, bytes]:
         """The pool, and the body as its engines understand it. Raises `HttpError` 400, 404 or 503."""
         if is_form(headers):
-            return self._addressee_of_form(model_of_form(body)), body
+            content_type = headers[b"content-type"].decode("latin-1")
+            return self._addressee_of_form(model_of_form(body, content_type)), body
         try:
             model = _decode_address(body).model
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

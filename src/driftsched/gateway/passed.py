@@ -21,8 +21,14 @@ OTHER_BYTES_PER_TOKEN = 256
 """Of a body that is not JSON: about what a token of sound or of a picture takes in the usual codings."""
 _BYTES_PER_TOKEN = 4
 
-_FORM_MODEL = re.compile(
-    rb'[; \t]name=(?:"model"|model(?=[;\s]))[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n', re.IGNORECASE
+MAX_PARTS = 100
+"""Of a form."""
+MAX_PART_HEAD_BYTES = 1024
+"""What stands before the content of a part; of a part with more, the name is not read."""
+
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+_MODEL_PART = re.compile(
+    rb'^content-disposition:[^\n]*[; \t]name=(?:"model"|model[ \t]*(?:;|$))', re.IGNORECASE | re.MULTILINE
 )
 
 
@@ -41,7 +47,9 @@ def read_passed(body: bytes, content_type: str) -> tuple[Call, str | None]:
     Nothing is generated: it counts the tokens of its prompt, taken from the length of the body.
     """
     if content_type.partition(";")[0].strip().lower() != JSON:
-        return _call(model_of_form(body), len(body) * _BYTES_PER_TOKEN // OTHER_BYTES_PER_TOKEN, None), None
+        return _call(
+            model_of_form(body, content_type), len(body) * _BYTES_PER_TOKEN // OTHER_BYTES_PER_TOKEN, None
+        ), None
     try:
         fields = _decode(body)
     except msgspec.ValidationError as error:
@@ -83,9 +91,28 @@ def is_form(headers: Headers) -> bool:
     return headers.get(b"content-type", b"")[:19].lower() == b"multipart/form-data"
 
 
-def model_of_form(body: bytes) -> str:
-    """The field `model` of a form; empty if there is none. Raises `HttpError` 400 if it is there twice."""
-    named = _FORM_MODEL.findall(body)
+def model_of_form(body: bytes, content_type: str) -> str:
+    """The field `model` of a form; empty if there is none.
+
+    Raises `HttpError` 400 if it is there twice, or if there are more than `MAX_PARTS`. Time is linear in the body,
+    whatever it holds: a search over all of it for a part's name is not.
+    """
+    found = _BOUNDARY.search(content_type)
+    if found is None:
+        return ""
+    boundary = (found[1] or found[2]).encode("latin-1", "replace")
+    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, MAX_PARTS + 1)
+    if len(parts) > MAX_PARTS:
+        raise HttpError(400, f"The form has more than {MAX_PARTS} parts.", code="invalid_value")
+    named = [part for part in map(_content_of_model, parts) if part is not None]
     if len(named) > 1:
         raise HttpError(400, "The form names a model more than once.", param="model", code="invalid_value")
     return named[0].decode("utf-8", "replace") if named else ""
+
+
+def _content_of_model(part: bytes) -> bytes | None:
+    """What a part says if it is the field `model`."""
+    end = part.find(b"\r\n\r\n", 0, MAX_PART_HEAD_BYTES)
+    if end < 0 or not _MODEL_PART.search(part[:end].replace(b"\r\n", b"\n")):
+        return None
+    return part[end + 4 :]
