@@ -66,9 +66,11 @@ async def asked(url: str, *pieces: bytes, seconds: float = 10.0) -> Reply:
 
 
 def parsed(data: bytes) -> Reply:
+    """The first reply in `data`; others may follow."""
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     if not first:
         return Reply(0, {}, b"")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return Reply(int(first.split()[1]), headers, body)
+    length = headers.get("content-length")
+    return Reply(int(first.split()[1]), headers, body if length is None else body[: int(length)])
