@@ -345,7 +345,13 @@ def _follow(
     following = loop.create_task(reloader.run())
     loop.add_signal_handler(signal.SIGHUP, reloader.wake)
     closings.callback(following.cancel)
-    closings.callback(loop.remove_signal_handler, signal.SIGHUP)
+    closings.callback(_stop_following, loop)
+
+
+def _stop_following(loop: asyncio.AbstractEventLoop) -> None:
+    """SIGHUP no longer means anything; nor may it end the process, which has yet to write down what it knows."""
+    loop.remove_signal_handler(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _share(settings: Settings, closings: AsyncExitStack) -> _Shared:

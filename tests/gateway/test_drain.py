@@ -112,3 +112,15 @@ async def test_a_simulated_engine_stops_when_told(http: aiohttp.ClientSession) -
         assert 200 == (await text_of(http, url))[0]
         engine.send_signal(signal.SIGTERM)
         assert 0 == await engine.wait()
+
+
+async def test_a_gateway_that_stops_is_not_ended_by_a_wish_to_read_its_configuration_anew(tmp_path: Path) -> None:
+    config = tmp_path / "driftsched.yaml"
+    async with running("mock", "--slots", "1") as (_, engine_url):
+        config.write_text(f"engines: [{{url: '{engine_url}'}}]\n")
+        async with running("serve", "--no-state", "--config", str(config)) as (gateway, _):
+            gateway.terminate()
+            while gateway.returncode is None:
+                gateway.send_signal(signal.SIGHUP)
+                await asyncio.sleep(0.001)
+            assert 0 == gateway.returncode
