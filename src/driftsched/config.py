@@ -86,6 +86,11 @@ class PartSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     options: dict[str, Any] = {}
 
+    @property
+    def spec(self) -> str:
+        """As on the command line: `slack:beta=2`."""
+        return spec_text(self.name, self.options)
+
 
 class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a tenant may ask for; None: no such limit."""
@@ -329,7 +334,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def policy_text(self) -> str:
         """What the policy is called: with its options if it may change while serving."""
-        return self.policy.name if self.tuning.goal is None else spec_text(self.policy.name, self.policy.options)
+        return self.policy.name if self.tuning.goal is None else self.policy.spec
 
     @property
     def on_loopback(self) -> bool:

@@ -9,7 +9,6 @@ from driftsched import __version__
 from driftsched.config import Settings
 from driftsched.core.protocols import Accountable, Clock, Engine, Estimator
 from driftsched.core.scheduler import Scheduler
-from driftsched.core.specs import spec_text
 from driftsched.engines.control import DispatchControl
 from driftsched.engines.pool import EnginePool
 from driftsched.gateway.admin import Admin
@@ -21,7 +20,7 @@ from driftsched.telemetry.overview import Overview
 
 def make_decisions(settings: Settings, journal: Journal | None) -> Decisions | None:
     """Records of decisions if anybody reads them: operators, or the journal, which takes each at its end."""
-    policy = spec_text(settings.policy.name, settings.policy.options)
+    policy = settings.policy.spec
     if settings.admin.keys_sha256:
         decisions = Decisions(policy, settings.admin.max_decisions)
     elif journal is not None:

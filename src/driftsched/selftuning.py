@@ -81,7 +81,7 @@ def tuned(settings: Settings) -> Settings:
     if settings.tuning.goal is None:
         return settings
     candidates = candidates_of(settings)
-    live = spec_text(settings.policy.name, settings.policy.options)
+    live = settings.policy.spec
     live = live if live in candidates else candidates[0]
     shadows = dict.fromkeys([*settings.shadow, *candidates, *parse_goal(settings.tuning.goal).policies])
     return msgspec.structs.replace(settings, policy=PartSettings(*parse_spec(live)), shadow=list(shadows))

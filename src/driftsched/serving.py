@@ -234,7 +234,7 @@ def open_shadow(settings: Settings, slots: Callable[[], int], tuning: SelfTuning
     if not settings.shadow:
         return None
     return Shadowing(
-        spec_text(settings.policy.name, settings.policy.options),
+        settings.policy.spec,
         [spec_text(*parse_spec(text)) for text in settings.shadow],
         slots=slots,
         terms=Terms(

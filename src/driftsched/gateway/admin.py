@@ -12,7 +12,7 @@ from driftsched.gateway.tenants import KeyedTenants
 from driftsched.gateway.whereabouts import Whereabouts
 
 ADMIN = "/admin/"
-_STATE = "/admin/state"
+STATE = "/admin/state"
 _REQUESTS = "/admin/requests/"
 
 Handler = Callable[[Headers, Receive, Send], Awaitable[None]]
@@ -50,7 +50,7 @@ class Admin:
 
     def methods(self, path: str, whereabouts: Whereabouts) -> dict[str, Handler] | None:
         """Handlers of a path below `ADMIN`, by method; None if there is no such path."""
-        if path == _STATE:
+        if path == STATE:
             return {"GET": self._tell_state}
         if path.startswith(_REQUESTS):
             asked = path.removeprefix(_REQUESTS)

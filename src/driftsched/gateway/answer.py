@@ -1,8 +1,10 @@
 """What the client gets to see: status, headers that tell the story, and the engine's bytes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
+
+import msgspec
 
 from driftsched.core.model import Tier
 from driftsched.core.protocols import Chunk
@@ -40,6 +42,12 @@ async def respond(
     """A whole response at once."""
     lines = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
     await _send_whole(send, status, body, [(b"content-type", content_type), *lines])
+
+
+def model_list(names: Iterable[str]) -> bytes:
+    """What `/v1/models` answers."""
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": "driftsched"} for name in names]
+    return msgspec.json.encode({"object": "list", "data": data})
 
 
 class Answer:

@@ -31,8 +31,10 @@ from driftsched.gateway.answer import (
     Message,
     Receive,
     Send,
+    model_list,
     respond,
 )
+from driftsched.gateway.bodies import whole_body
 from driftsched.gateway.dispatcher import Dispatcher, Turn
 from driftsched.gateway.errors import (
     ClientLeftError,
@@ -45,6 +47,7 @@ from driftsched.gateway.errors import (
     from_rejection,
     from_shed,
     internal,
+    model_not_found,
     stopping,
 )
 from driftsched.gateway.holding import Holding
@@ -325,12 +328,7 @@ class Gateway:
         if not call.model and served:
             call = replace(call, model=served[0])  # the engine's own choice, where it needs no name
         if models is not None and call.model not in models:
-            raise HttpError(
-                404,
-                f"The model {call.model!r} is not served here: use one of {', '.join(models)}.",
-                param="model",
-                code="model_not_found",
-            )
+            raise model_not_found(call.model, models)
         return call, self._request(endpoint, call, tenant, body, headers)
 
     def allows(self, headers: Headers, model: str) -> bool:
@@ -393,23 +391,9 @@ class Gateway:
             raise self._too_large()
         try:
             async with asyncio.timeout(self._max_stall_seconds):
-                return await self._whole_body(receive)
+                return await whole_body(receive, self._max_body_bytes, self._too_large())
         except TimeoutError:
             raise HttpError(408, "The body took too long to arrive.", code="body_timeout", headers=_CLOSE) from None
-
-    async def _whole_body(self, receive: Receive) -> bytes:
-        """Raises `HttpError` 413 and `ClientLeftError`."""
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeftError
-            body += message.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                raise self._too_large()
-            more = message.get("more_body", False)
-        return bytes(body)
 
     def _too_large(self) -> HttpError:
         return HttpError(
@@ -421,8 +405,7 @@ class Gateway:
 
     async def _list_models(self, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
         models = self._models_of(self._tenants.resolve(headers, None)) or ()
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "driftsched"} for name in models]
-        await respond(send, 200, msgspec.json.encode({"object": "list", "data": data}))
+        await respond(send, 200, model_list(models))
 
     async def _locate(self, public_id: str, headers: Headers, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Raises `HttpError` 404 for whatever is not the caller's own, so that nobody learns what others ask."""

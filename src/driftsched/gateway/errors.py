@@ -1,5 +1,6 @@
 """Every failure in OpenAI's shape, with what the official SDKs look at: status, code and retry headers."""
 
+from collections.abc import Iterable
 from math import ceil
 
 import msgspec
@@ -48,6 +49,16 @@ class ClientStalledError(Exception):
 def error_document(message: str, type_: str, param: str | None = None, code: str | None = None) -> bytes:
     """The four keys that OpenAI's clients require, all always there."""
     return msgspec.json.encode({"error": {"message": message, "type": type_, "param": param, "code": code}})
+
+
+def model_not_found(model: str, served: Iterable[str]) -> HttpError:
+    """404: there is no such model, or not for this caller."""
+    return HttpError(
+        404,
+        f"The model {model!r} is not served here: use one of {', '.join(served)}.",
+        param="model",
+        code="model_not_found",
+    )
 
 
 def from_rejection(error: RejectedError) -> HttpError:

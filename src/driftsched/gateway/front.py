@@ -12,16 +12,14 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from driftsched.gateway.admin import ADMIN
-from driftsched.gateway.answer import Headers, Message, Receive, Send, respond
+from driftsched.gateway.admin import ADMIN, STATE
+from driftsched.gateway.answer import Headers, Message, Receive, Send, model_list, respond
 from driftsched.gateway.app import QUEUE, Gateway, Readiness
-from driftsched.gateway.errors import ClientLeftError, HttpError, internal
+from driftsched.gateway.errors import ClientLeftError, HttpError, internal, model_not_found
 from driftsched.gateway.passed import is_form, model_of_form
 from driftsched.gateway.roster import ENGINES
 
 _logger = logging.getLogger(__name__)
-
-_STATE = "/admin/state"
 
 
 class _Addressed(msgspec.Struct):
@@ -107,7 +105,7 @@ class Front:
             await _pass_on(send, await self._first_that(scope, lambda reply: reply.status == 200))
         elif path == "/metrics":
             await _pass_on(send, await self._metrics(scope))
-        elif path == _STATE:
+        elif path == STATE:
             await _pass_on(send, await self._state(scope))
         elif path == ENGINES:
             await self._roster(scope, receive, send)
@@ -158,12 +156,7 @@ class Front:
                 headers=(("retry-after", "2"),),
             )
         names = [name for pool in self._pools.values() for name in (*pool.served(), *pool.aliases)]
-        return HttpError(
-            404,
-            f"The model {model!r} is not served here: use one of {', '.join(names)}.",
-            param="model",
-            code="model_not_found",
-        )
+        return model_not_found(model, names)
 
     async def _models(self, scope: Message) -> _Reply:
         reply = await _ask(self._first.gateway, scope)
@@ -174,24 +167,25 @@ class Front:
         for pool in self._pools.values():
             meant |= {name: name for name in pool.served()} | dict(pool.aliases)
         names = [name for name, model in meant.items() if gateway.allows(headers, model)]
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "driftsched"} for name in names]
-        return _json(reply, {"object": "list", "data": data})
+        return reply._replace(body=model_list(names))
 
     async def _metrics(self, scope: Message) -> _Reply:
-        replies = await self._all(scope)
-        refused = next((reply for reply in replies.values() if reply.status != 200), None)
-        if refused is not None:
-            return refused
-        joined = self._join_metrics({name: reply.body for name, reply in replies.items()})
-        return replies[self._first.name]._replace(body=joined)
+        return await self._joined(
+            scope, lambda replies: self._join_metrics({name: reply.body for name, reply in replies.items()})
+        )
 
     async def _state(self, scope: Message) -> _Reply:
+        def join(replies: Mapping[str, _Reply]) -> bytes:
+            pools = {name: msgspec.Raw(reply.body) for name, reply in replies.items()}
+            return msgspec.json.encode({"object": "admin.state", "pools": pools})
+
+        return await self._joined(scope, join)
+
+    async def _joined(self, scope: Message, join: Callable[[Mapping[str, _Reply]], bytes]) -> _Reply:
+        """What all pools say, put together; or the first refusal among it."""
         replies = await self._all(scope)
         refused = next((reply for reply in replies.values() if reply.status != 200), None)
-        if refused is not None:
-            return refused
-        pools = {name: msgspec.Raw(reply.body) for name, reply in replies.items()}
-        return _json(replies[self._first.name], {"object": "admin.state", "pools": pools})
+        return refused or replies[self._first.name]._replace(body=join(replies))
 
     async def _roster(self, scope: Message, receive: Receive, send: Send) -> None:
         """Engines of all pools, or the addition of one to the pool that the query names. Raises `HttpError` 404."""
@@ -211,16 +205,16 @@ class Front:
                 for name, reply in (await self._all(listing)).items()
                 for row in _decode_listing(reply.body).data
             ]
-            await _pass_on(send, _json(first, {"object": "list", "data": rows}))
+            await _pass_on(send, first._replace(body=msgspec.json.encode({"object": "list", "data": rows})))
 
     async def _all(self, scope: Message) -> dict[str, _Reply]:
         return {name: await _ask(pool.gateway, scope) for name, pool in self._pools.items()}
 
-    async def _first_that(self, scope: Message, suits: Callable[[_Reply], bool], body: bytes = b"") -> _Reply:
+    async def _first_that(self, scope: Message, suits: Callable[[_Reply], bool]) -> _Reply:
         """The first reply that suits; if none does, that of the first pool."""
         kept: _Reply | None = None
         for pool in self._pools.values():
-            reply = await _ask(pool.gateway, scope, body)
+            reply = await _ask(pool.gateway, scope)
             if suits(reply):
                 return reply
             kept = kept or reply
@@ -228,7 +222,7 @@ class Front:
         return kept
 
 
-async def _ask(gateway: Gateway, scope: Message, body: bytes = b"") -> _Reply:
+async def _ask(gateway: Gateway, scope: Message) -> _Reply:
     """What a gateway answers, held back."""
     sent: list[Message] = []
 
@@ -239,7 +233,7 @@ async def _ask(gateway: Gateway, scope: Message, body: bytes = b"") -> _Reply:
         await asyncio.Event().wait()
         return {}
 
-    await gateway(scope, _after(body, never), send)
+    await gateway(scope, _after(b"", never), send)
     return _Reply(sent[0]["status"], sent[0]["headers"], b"".join(message["body"] for message in sent[1:]))
 
 
@@ -248,10 +242,6 @@ async def _pass_on(send: Send, reply: _Reply) -> None:
     headers = [*(line for line in reply.headers if line[0] != b"content-length"), length]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body, "more_body": False})
-
-
-def _json(reply: _Reply, document: object) -> _Reply:
-    return reply._replace(body=msgspec.json.encode(document))
 
 
 def _after(body: bytes, receive: Receive) -> Receive:

@@ -7,7 +7,8 @@ from typing import Protocol
 import msgspec
 
 from driftsched.gateway.answer import Headers, Receive, Send, respond
-from driftsched.gateway.errors import ClientLeftError, HttpError
+from driftsched.gateway.bodies import whole_body
+from driftsched.gateway.errors import HttpError
 
 ENGINES = "/admin/engines"
 _DRAIN = "/drain"
@@ -79,18 +80,9 @@ async def _tell(send: Send, status: int, document: Row) -> None:
 
 async def _small_body(receive: Receive) -> bytes:
     """Raises `HttpError` 408 or 413, and `ClientLeftError`."""
-    body = bytearray()
-    more = True
+    too_large = HttpError(413, f"An engine takes no more than {MAX_BYTES} bytes.", code="body_too_large")
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientLeftError
-                body += message.get("body", b"")
-                if len(body) > MAX_BYTES:
-                    raise HttpError(413, f"An engine takes no more than {MAX_BYTES} bytes.", code="body_too_large")
-                more = message.get("more_body", False)
+            return await whole_body(receive, MAX_BYTES, too_large)
     except TimeoutError:
         raise HttpError(408, "The body took too long to arrive.", code="body_timeout") from None
-    return bytes(body)
