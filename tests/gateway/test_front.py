@@ -198,11 +198,12 @@ async def test_metrics_and_state_are_told_of_each_pool(http: aiohttp.ClientSessi
     async with street() as there:
         await post(http, there.url, model="large-1")
         _, page = await get(http, f"{there.url}/metrics")
-        refused, _ = await get(http, f"{there.url}/admin/state")
+        refused, told = await get(http, f"{there.url}/admin/state")
         status, state = await get(http, f"{there.url}/admin/state", authorization=f"Bearer {ADMIN_KEY}")
     assert b'driftsched_requests_finished_total{pool="large",tier="standard"} 1.0' in page
     assert b'driftsched_requests_finished_total{pool="small",tier="standard"} 0.0' in page
     assert (401, 200, ["small", "large"]) == (refused, status, list(msgspec.json.decode(state)["pools"]))
+    assert ["error"] == list(msgspec.json.decode(told))
 
 
 @pytest.mark.parametrize(("query", "expected"), [("", "small"), ("?pool=small", "small"), ("?pool=large", "large")])
