@@ -131,6 +131,11 @@ def limits(**values: Any) -> dict[str, Any]:
     return {"limits": LimitSettings(**values)}
 
 
+def test_a_field_that_is_renamed_to_itself_makes_sense() -> None:
+    engine = EngineSettings("http://a", drop_fields=["store"], rename_fields={"max_tokens": "max_tokens"})
+    Settings(engines=[engine]).check()
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -155,6 +160,24 @@ def limits(**values: Any) -> dict[str, Any]:
         (
             {"engines": [EngineSettings("http://a", adaptive=True, scrape_seconds=None)]},
             r"engines\[0\]\.adaptive: ",
+        ),
+        ({"engines": [EngineSettings("http://a", drop_fields=["model"])]}, r"engines\[0\]\.drop_fields: .*'model'"),
+        ({"engines": [EngineSettings("http://a", drop_fields=[""])]}, r"engines\[0\]\.drop_fields: must name"),
+        (
+            {"engines": [EngineSettings("http://a", drop_fields=["a", "a"])]},
+            r"engines\[0\]\.drop_fields: 'a' is there twice",
+        ),
+        (
+            {"engines": [EngineSettings("http://a", rename_fields={"max_tokens": "prompt"})]},
+            r"engines\[0\]\.rename_fields: .*'prompt'",
+        ),
+        (
+            {"engines": [EngineSettings("http://a", rename_fields={"a": "b", "b": "c"})]},
+            r"engines\[0\]\.rename_fields: 'b' is there twice",
+        ),
+        (
+            {"engines": [EngineSettings("http://a", drop_fields=["a"], rename_fields={"b": "a"})]},
+            r"engines\[0\]\.drop_fields: 'a' is there twice",
         ),
         ({"tenants": [TenantSettings("")]}, r"tenants\[0\]\.id"),
         ({"tenants": [ALICE, TenantSettings("alice")]}, r"tenants\[1\]\.id: .*'alice'"),

@@ -69,6 +69,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The least that an adaptive limit comes down to."""
     priority: bool | Literal["client"] = False
     """Whether it is told how urgent a request is; "client": what the client says of it is passed on."""
+    drop_fields: list[str] = []
+    """Fields of a call that it does not get, besides those known of its kind."""
+    rename_fields: dict[str, str] = {}
+    """Fields that it knows by another name: what the client says, and what it gets."""
     scrape_seconds: float | None = 1.0
     """Between two looks at the engine's metrics; None: it is never asked."""
     check_seconds: float | None = 2.0
@@ -444,6 +448,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENGINE_NAME = re.compile(r"[A-Za-z0-9.:_-]{1,100}")
+_ESSENTIAL = frozenset({"model", "messages", "prompt", "input", "stream"})
 _OVERRIDES = ("affinity", "retries", "policy", "estimator", "limits")
 
 
@@ -521,6 +526,21 @@ def _check_engine(where: str, engine: EngineSettings) -> None:
             raise ConfigError(f"{where}.timeouts.{name}: must be a number greater than 0, not {seconds}")
     if engine.adaptive and engine.scrape_seconds is None:
         raise ConfigError(f"{where}.adaptive: without scrape_seconds nothing is known to adapt to")
+    _check_fields(where, engine)
+
+
+def _check_fields(where: str, engine: EngineSettings) -> None:
+    """What a call cannot do without stays as it is, and no field is named twice: no order of doing it matters."""
+    renames = engine.rename_fields
+    names = [*engine.drop_fields, *(name for old, new in renames.items() for name in {old, new})]
+    for name in names:
+        setting = "drop_fields" if name in engine.drop_fields else "rename_fields"
+        if not name or name in _ESSENTIAL:
+            raise ConfigError(
+                f"{where}.{setting}: must name a field, and none of {', '.join(sorted(_ESSENTIAL))}, not {name!r}"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}.{setting}: {name!r} is there twice: drop it, or give it one other name")
 
 
 def _check_retries(retries: RetrySettings) -> None:

@@ -210,6 +210,8 @@ def _http_engine(settings: EngineSettings) -> OpenAIEngine:
         kind=settings.kind,
         api_key=api_key,
         priority=settings.priority,
+        drop_fields=settings.drop_fields,
+        rename_fields=settings.rename_fields,
         max_inflight=settings.max_inflight,
         connect_timeout_seconds=settings.timeouts.connect_seconds,
         first_byte_timeout_seconds=settings.timeouts.first_token_seconds,

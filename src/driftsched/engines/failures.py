@@ -1,7 +1,8 @@
 """What an engine's refusal means: one status, one kind and one error document, whoever wrote the server.
 
 vLLM nests its error and numbers the code, SGLang sends it flat, llama-server adds fields, Ollama sends a bare
-string, FastAPI calls it `detail`. Clients of the gateway see the OpenAI form only.
+string, FastAPI calls it `detail`. Clients of the gateway see the OpenAI form only, and one code where they look for
+one: a prompt that is too long.
 """
 
 from typing import Any
@@ -18,6 +19,10 @@ def refusal(status: int, document: bytes, *, retry_after: str | None = None) -> 
     """
     detail = _detail(document)
     status_for_client, kind = _meaning(status)
+    if detail and detail["type"] == _LOADING and kind == "engine_busy":
+        kind = "engine_unreachable"  # it has just been started, and answers nobody yet
+    if detail and kind == "engine_rejected" and _is_too_long(detail):
+        detail["code"] = "context_length_exceeded"
     if kind == "engine_auth":
         return EngineError(
             status_for_client, kind, f"the engine answered {status}: check the api_key configured for it"
@@ -51,7 +56,7 @@ def _meaning(status: int) -> tuple[int, str]:
         return status, "engine_busy"
     if status == 504:
         return 504, "engine_timeout"
-    if 400 <= status <= 499:
+    if 400 <= status <= 499 or status == 501:  # not implemented: the call is at fault, not the engine
         return status, "engine_rejected"
     return 502, "engine_error" if status >= 500 else "garbage"
 
@@ -76,6 +81,17 @@ def _detail(document: bytes) -> dict[str, str | None] | None:
         "param": _text(error.get("param")),
         "code": _text(error.get("code")),
     }
+
+
+_LOADING = "unavailable_error"
+"""What llama-server calls every error while it loads its model."""
+_TOO_LONG = ("maximum context length", "model's context length", "maximum model length", "context size")
+"""How servers say that prompt and answer do not fit: vLLM and OpenAI; SGLang; vLLM; llama-server."""
+
+
+def _is_too_long(detail: dict[str, str | None]) -> bool:
+    message = detail["message"] or ""
+    return detail["type"] == "exceed_context_size_error" or any(words in message for words in _TOO_LONG)
 
 
 def _text(value: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server over HTTP: vLLM, SGLang, llama-server, Ollama and the like."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
@@ -14,6 +14,7 @@ from driftsched.core.errors import ConfigError, EngineError
 from driftsched.core.limit import Vitals
 from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, EngineKind, Saturation
+from driftsched.engines.dialects import dialect_of
 from driftsched.engines.failures import refusal
 from driftsched.engines.from_chat import ChatTranslator
 from driftsched.engines.http import ConnectError, HttpClient, HttpResponse
@@ -64,8 +65,9 @@ class OpenAIEngine:
     `url` is `http://host:port`, with or without `/v1`. `kind` is which server it is; None: to be found out by
     `discover`. `api_key` is the gateway's own key for the engine.
     `priority`: tell the engine how urgent a request is, if it is of a kind that understands; "client": pass on what
-    the client says of it. `max_inflight` (>= 1) is what `saturation` measures against; None means that the engine
-    never counts as full.
+    the client says of it. `drop_fields` are left out of every call, and `rename_fields` (what the client says, and
+    what the engine gets) put otherwise, besides what is known of its kind (see `dialects`).
+    `max_inflight` (>= 1) is what `saturation` measures against; None means that the engine never counts as full.
     Seconds are > 0: `connect_timeout_seconds` to resolve and connect, `first_byte_timeout_seconds` from the call to
     the first byte of the answer (the engine's own queue and the prompt included), `idle_timeout_seconds` between
     two reads after that, `total_timeout_seconds` from the call to the end of the answer, whoever is slow; None: for
@@ -80,6 +82,8 @@ class OpenAIEngine:
         kind: EngineKind | None = None,
         api_key: str | None = None,
         priority: bool | Literal["client"] = False,
+        drop_fields: Sequence[str] = (),
+        rename_fields: Mapping[str, str] | None = None,
         max_inflight: int | None = None,
         connect_timeout_seconds: float = 5.0,
         first_byte_timeout_seconds: float = 600.0,
@@ -90,6 +94,8 @@ class OpenAIEngine:
         self._name = name or urlsplit(self._root).netloc
         self._kind = kind
         self._priority = priority
+        self._drop_fields, self._rename_fields = tuple(drop_fields), dict(rename_fields or {})
+        self._dialect = dialect_of(kind, self._drop_fields, self._rename_fields)
         self._max_inflight = None if max_inflight is None else _positive("max_inflight", max_inflight)
         self._connect_seconds = _positive("connect_timeout_seconds", connect_timeout_seconds)
         self._first_byte_seconds = _positive("first_byte_timeout_seconds", first_byte_timeout_seconds)
@@ -183,6 +189,7 @@ class OpenAIEngine:
             listing, props=props, version=version, server_info=server_info, ollama=ollama, kind=self._kind
         )
         self._kind = found.kind
+        self._dialect = dialect_of(found.kind, self._drop_fields, self._rename_fields)
         return found
 
     async def vitals(self) -> Vitals | None:
@@ -227,7 +234,8 @@ class OpenAIEngine:
         if payload.passed:
             return *await self._send(payload, payload.body), PassedScanner()
         priority = engine_priority(self._kind, request.urgency) if self.prioritises else None
-        body = upstream_body(payload, priority, keeps_priority=self._priority == "client")
+        keeps = self._priority == "client"
+        body = upstream_body(payload, priority, keeps_priority=keeps, dialect=self._dialect)
         if payload.endpoint != RESPONSES:
             return *await self._send(payload, body), EventScanner()
         if self._kind not in _POOR_RESPONSES and not self._lacks_responses:
@@ -236,9 +244,11 @@ class OpenAIEngine:
             except EngineError as error:
                 if error.kind != "engine_rejected" or error.status not in _NO_SUCH_PATH:
                     raise
-        call = replace(payload, endpoint=CHAT, body=chat_body(body), stream=True)
+        plain = upstream_body(payload, priority, keeps_priority=keeps)
+        call = replace(payload, endpoint=CHAT, body=chat_body(plain), stream=True)
         translator = ChatTranslator(fields_to_echo(payload.body))
-        answered = await self._send(call, upstream_body(call, priority, keeps_priority=True))
+        body = upstream_body(call, priority, keeps_priority=True, dialect=self._dialect)
+        answered = await self._send(call, body)
         self._lacks_responses = True  # now it is certain: a model that is not there is refused at both paths
         return *answered, translator
 

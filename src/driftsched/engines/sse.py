@@ -19,6 +19,8 @@ EVENT_END = re.compile(rb"\n\r?\n")
 
 _DONE = Answer()
 _OPAQUE = Answer()  # a comment, or an event of a shape unknown to us: relayed, and nothing read from it
+_FIELD_OF_ERROR = b"error:"  # instead of `data:`: llama-server until September 2025 (ggml-org/llama.cpp#16109)
+_FAILED = Answer(error=True)
 
 _find_contents = re.compile(
     rb'("(?:content|text|reasoning_content|reasoning)": ?)("(?:[^"\\]|\\.)*")',
@@ -164,7 +166,8 @@ class EventScanner:
         if event is None:
             self.failure = EngineError(502, "garbage", "the engine streamed an event that is not JSON")
         elif event.is_error():
-            self.failure = streamed_refusal(event_data(text))
+            document = text.removeprefix(_FIELD_OF_ERROR) if event is _FAILED else event_data(text)
+            self.failure = streamed_refusal(document)
             return None
         return event
 
@@ -218,6 +221,8 @@ def _parse(text: bytes) -> Answer | None:
             pass
     if text[:16].lstrip()[:1] in (b"{", b"["):  # a document, which whoever relays this would take for one
         return None
+    if text.startswith(_FIELD_OF_ERROR):
+        return _FAILED
     data = event_data(text)
     if not data:
         return _OPAQUE

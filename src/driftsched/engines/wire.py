@@ -7,6 +7,7 @@ import msgspec
 from driftsched.core.errors import EngineError
 from driftsched.core.model import Usage
 from driftsched.core.protocols import Chunk
+from driftsched.engines.dialects import PLAIN, Dialect
 from driftsched.engines.failures import streamed_refusal
 from driftsched.engines.payload import Payload
 
@@ -18,11 +19,18 @@ _FALSE = msgspec.Raw(b"false")
 _USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
 
 
-def upstream_body(payload: Payload, priority: int | None = None, *, keeps_priority: bool = False) -> bytes:
+def upstream_body(
+    payload: Payload,
+    priority: int | None = None,
+    *,
+    keeps_priority: bool = False,
+    dialect: Dialect | None = None,
+) -> bytes:
     """The client's JSON object as the engine gets it: asked to stream and to account, all else verbatim.
 
     `priority` is put in, in the engine's own polarity; None: none is. A client's own goes no further, unless
-    `keeps_priority`: whoever may write it would choose its place in the engine.
+    `keeps_priority`: whoever may write it would choose its place in the engine. `dialect`: what else is put
+    differently to this engine; None: nothing.
 
     A client that did not ask for a stream does not get one where engines refuse or lose something when they stream:
     `best_of` above 1, beam search, prompt log-probabilities, the echo of a text completion. `service_tier` is left
@@ -40,12 +48,14 @@ def upstream_body(payload: Payload, priority: int | None = None, *, keeps_priori
     if payload.endpoint == RESPONSES:
         fields["store"] = _FALSE
         fields["stream"] = _TRUE
-    elif payload.stream or _can_stream(fields):
+    elif payload.stream or _can_stream(fields, dialect or PLAIN):
         fields["stream"] = _TRUE
         fields["stream_options"] = _with_usage(fields.get("stream_options"))
     else:
         fields.pop("stream", None)
         fields.pop("stream_options", None)
+    if dialect is not None:
+        dialect.translate(fields)
     return msgspec.json.encode(fields)
 
 
@@ -60,11 +70,13 @@ def object_fields(body: bytes) -> dict[str, msgspec.Raw]:
 _UNSTREAMABLE = ("best_of", "use_beam_search", "prompt_logprobs", "echo")
 
 
-def _can_stream(fields: dict[str, msgspec.Raw]) -> bool:
+def _can_stream(fields: dict[str, msgspec.Raw], dialect: Dialect) -> bool:
     best_of, beam_search, prompt_logprobs, echo = (
         msgspec.json.decode(fields[name]) if name in fields else None for name in _UNSTREAMABLE
     )
     several = isinstance(best_of, int) and best_of > 1
+    if not dialect.streams_logprobs_of_tools and "tools" in fields and fields.get("logprobs") == _TRUE:
+        return False
     return not (several or beam_search is True or prompt_logprobs is not None or echo is True)
 
 
