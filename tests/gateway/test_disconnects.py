@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from driftsched.config import LimitSettings, Settings
-from driftsched.core.events import Admitted, Dispatched, Evicted, Finished, FirstToken
+from driftsched.core.events import Admitted, Dispatched, Event, Evicted, Failed, Finished, FirstToken
 from driftsched.core.model import Request, Tenant, Tier
 from driftsched.core.protocols import Chunk, Saturation
 from driftsched.core.scheduler import Scheduler
@@ -20,16 +20,20 @@ from driftsched.gateway.dispatcher import Dispatcher, MonotonicClock
 from driftsched.policies import create_policy
 from driftsched.queues.memory import MemoryQueue
 from support.faulty_upstream import (
+    DOCUMENT,
     DONE,
     EVENTS,
+    Behaviour,
     FaultyUpstream,
+    answer,
     content_event,
+    die_mid_stream,
     finish_event,
     hang_before_headers,
     hang_mid_stream,
     stream,
 )
-from support.servers import House, chat, http_engine, live_gateway, simulated, unasked, until
+from support.servers import House, chat, gateway_before, http_engine, live_gateway, simulated, unasked, until
 
 CHAT = "/v1/chat/completions"
 
@@ -176,6 +180,28 @@ async def test_a_client_that_reads_nothing_is_sent_away(http: aiohttp.ClientSess
         client.leave()
     assert "cancelled" == evicted.reason
     assert 0 < evicted.usage.completion_tokens < 300
+
+
+LARGE = "x" * 12_000_000
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "outcome"),
+    [
+        (answer(DOCUMENT.replace(b"Hello", LARGE.encode()), close=True), Finished),
+        (die_mid_stream([content_event(LARGE)]), Failed),
+    ],
+    ids=["at the end", "at a failure"],
+)
+async def test_nothing_waits_for_a_client_that_does_not_take_the_last_of_its_answer(
+    behaviour: Behaviour, outcome: type[Event]
+) -> None:
+    async with gateway_before(behaviour, slots=1, settings=SHORT_STALLS) as (_, house):
+        tasks_before = asyncio.all_tasks()
+        client = await Client.calling(house, read_bytes=1, stream=True)
+        await until(lambda: house.of(outcome))
+        await until(lambda: asyncio.all_tasks() <= tasks_before)
+        client.leave()
 
 
 async def test_a_client_slower_than_its_engine_gets_everything() -> None:

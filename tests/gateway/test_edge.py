@@ -259,6 +259,7 @@ class Pipe(asyncio.Transport):
     def __init__(self, unsent: list[int]) -> None:
         super().__init__()
         self._unsent = unsent
+        self._closing = False
         self.aborted = False
 
     def write(self, data: Any) -> None: ...
@@ -267,9 +268,10 @@ class Pipe(asyncio.Transport):
         return self._unsent.pop(0) if len(self._unsent) > 1 else self._unsent[0]
 
     def is_closing(self) -> bool:
-        return False
+        return self._closing
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._closing = True
 
     def abort(self) -> None:
         self.aborted = True
@@ -280,11 +282,14 @@ class Pipe(asyncio.Transport):
 
 
 @pytest.mark.parametrize("unsent", [[900], [900, 800, 700, 600, 600]])
-async def test_an_answer_of_which_nothing_more_is_taken_is_broken_off(unsent: list[int]) -> None:
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_an_answer_of_which_nothing_more_is_taken_is_broken_off(unsent: list[int], given_up: bool) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
+        if not given_up:  # else uvicorn closes the connection, which waits for what is unsent
+            await send({"type": "http.response.body", "body": b"ok"})
 
+    unsent = [*unsent]
     config = uvicorn.Config(app, http=edge_protocol(EdgeLimits(max_stall_seconds=0.01)), log_config=None, ws="none")
     config.load()
     loop = asyncio.get_running_loop()

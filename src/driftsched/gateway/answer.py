@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -115,10 +116,10 @@ class Answer:
             self._document = self._whole()
 
     async def end(self, turn: Turn) -> None:
-        """Send what is left of a complete answer."""
+        """Send what is left of a complete answer. Raises `ClientStalledError`."""
         if self._call.stream or self._started:
             await self._stream(b"", turn)
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send_in_time(b"", more_body=False)
         else:
             body = self._document or b""
             media_type = (b"content-type", self._media_type)
@@ -130,8 +131,8 @@ class Answer:
     async def fail(self, error: HttpError) -> None:
         """There is no answer, or no more of it."""
         if self._started:
-            event = self._error_event(error)
-            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+            with suppress(ClientStalledError):  # who reads nothing cannot be told
+                await self._send_in_time(self._error_event(error), more_body=False)
         else:
             lines = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers]
             reason = (b"x-driftsched-reason", (error.code or "").encode())
@@ -169,11 +170,15 @@ class Answer:
             headers = [*_STREAM_HEADERS, *told]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if data:
-            try:
-                async with asyncio.timeout(self._max_stall_seconds):  # who reads nothing may not keep a slot
-                    await self._send({"type": "http.response.body", "body": data, "more_body": True})
-            except TimeoutError:
-                raise ClientStalledError from None
+            await self._send_in_time(data, more_body=True)
+
+    async def _send_in_time(self, data: bytes, *, more_body: bool) -> None:
+        """Raises `ClientStalledError`: who reads nothing may keep neither a slot nor a task."""
+        try:
+            async with asyncio.timeout(self._max_stall_seconds):
+                await self._send({"type": "http.response.body", "body": data, "more_body": more_body})
+        except TimeoutError:
+            raise ClientStalledError from None
 
     def _shape(self, chunk: Chunk) -> bytes:
         """The chunk as the client would have got it from the engine, had it asked the engine itself."""

@@ -32,7 +32,7 @@ class EdgeLimits:
     max_connections: int = 16_384
     """Open at once; one more is told 503 and closed."""
     max_stall_seconds: float = 60.0
-    """For a head to arrive, and for a client to take some of an answer that has ended."""
+    """For a head to arrive, and for a client to take some of an answer that has ended or was given up."""
 
 
 def edge_protocol(limits: EdgeLimits) -> Any:
@@ -131,7 +131,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """Close what has been idle for too long, break off what will never be taken, and look again later."""
         stall = self._limits.max_stall_seconds
         wait = stall
-        if self._running is None or self._running.response_complete:
+        if self._running is None or self._running.response_complete or self.transport.is_closing():
             num_unsent = self.transport.get_write_buffer_size()
             if num_unsent and num_unsent == self._num_unsent:
                 self.transport.abort()
