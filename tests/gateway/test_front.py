@@ -71,9 +71,10 @@ async def street(
     large: Behaviour | None = None,
     *,
     asks: bool = False,
+    silent: bool = False,
     tenants: Sequence[TenantSettings] = (),
 ) -> AsyncIterator[Street]:
-    """`asks`: the pools serve what their engines say; else what the operator says."""
+    """`asks`: the pools serve what their engines say; else what the operator says. `silent`: they say nothing."""
     async with AsyncExitStack() as stack:
         upstreams, pools, queues = {}, [], {}
         for name, behaviour in (("small", small), ("large", large)):
@@ -82,7 +83,7 @@ async def street(
             upstreams[name] = await stack.enter_async_context(upstream)
             engine: OpenAIEngine = http_engine(upstream.url)
             stack.push_async_callback(engine.close)
-            catalogue = Catalogue([engine] if asks else [], on_slots=_ignore)
+            catalogue = Catalogue([engine] if asks and not silent else [], on_slots=_ignore)
             await catalogue.start()
             stack.push_async_callback(catalogue.close)
             queues[name] = MemoryQueue(2)
@@ -299,13 +300,89 @@ async def test_what_is_passed_through_reaches_the_pool_of_its_model(http: aiohtt
 
 
 @pytest.mark.parametrize("model", ["large-1", "small-1", "gpt-large"])
-async def test_a_form_is_asked_of_the_pool_of_its_model(http: aiohttp.ClientSession, model: str) -> None:
+async def test_a_form_is_asked_of_the_pool_of_its_model_under_its_real_name(
+    http: aiohttp.ClientSession, model: str
+) -> None:
     async with street() as here:
-        form = aiohttp.FormData({"model": model})
-        form.add_field("file", b"x", filename="a.wav")
+        form = aiohttp.FormData({"model": model, "prompt": "gpt-large"})
+        form.add_field("file", b"gpt-large\r\n\0", filename="a.wav")
         async with http.post(f"{here.url}/v1/embeddings", data=form) as response:
-            served = response.status
-        large = [seen for seen in here.large.requests if seen.method == "POST"]
-        small = [seen for seen in here.small.requests if seen.method == "POST"]
-    assert (model == "large-1", model == "small-1") == (len(large) == 1, len(small) == 1)
-    assert (served == 404) == (model == "gpt-large")
+            assert 200 == response.status
+        large = [seen.body for seen in here.large.requests if seen.method == "POST"]
+        small = [seen.body for seen in here.small.requests if seen.method == "POST"]
+    (body,) = large if model.endswith("large-1") or model == "gpt-large" else small
+    assert 1 == len(large) + len(small)
+    assert [2, 1] == [body.count(b"gpt-large"), body.count(model.replace("gpt-large", "large-1").encode())]
+
+
+async def test_a_tenant_asks_for_its_model_under_an_alias_in_a_form_too(http: aiohttp.ClientSession) -> None:
+    ann = TenantSettings("ann", models=["large-1"], keys_sha256=[hash_key("ann-key")])
+    async with street(tenants=[ann], asks=True) as here:
+        http.headers["authorization"] = "Bearer ann-key"
+        for model, expected in (("gpt-large", 200), ("gpt-small", 404)):
+            form = aiohttp.FormData({"model": model})
+            form.add_field("file", b"x", filename="a.wav")
+            async with http.post(f"{here.url}/v1/embeddings", data=form) as response:
+                assert expected == response.status
+        assert [] == [seen for seen in here.small.requests if seen.method == "POST"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "code"),
+    [
+        ("application/json", b'{"content":"x"}', "missing_model"),
+        ("application/json", b'{"model":"large-1","model":"small-1"}', "unclear_model"),
+        ("application/json", b'{"model":"large-1","Model":"small-1"}', "unclear_model"),
+        ("text/plain", b'{"model":"large-1"}', "unclear_model"),
+        ("multipart/form-data; boundary=x; boundary=y", b"--x--", "unclear_model"),
+        ("multipart/form-data; boundary=x", b"--x--", "missing_model"),
+    ],
+)
+async def test_what_names_no_model_beyond_doubt_reaches_no_pool(
+    http: aiohttp.ClientSession, content_type: str, body: bytes, code: str
+) -> None:
+    async with street() as here:
+        headers = {"content-type": content_type}
+        async with http.post(f"{here.url}/v1/embeddings", data=body, headers=headers) as response:
+            assert (400, code) == (response.status, (await response.json())["error"]["code"])
+        assert [] == [seen.body for each in (here.small, here.large) for seen in each.requests]
+
+
+async def test_a_tenant_is_told_of_no_model_that_it_may_not_use_nor_what_an_alias_stands_for(
+    http: aiohttp.ClientSession,
+) -> None:
+    ann = TenantSettings("ann", models=["large-1"], keys_sha256=[hash_key("ann-key")])
+    async with street(tenants=[ann]) as there:
+        http.headers["authorization"] = "Bearer ann-key"
+        messages = {
+            (await post(http, there.url, model=name))[1]["error"]["message"] for name in ("gpt-small", "gpt-none")
+        }
+    assert {
+        "The model 'gpt-small' is not served here: use one of large-1, gpt-large.",
+        "The model 'gpt-none' is not served here: use one of large-1, gpt-large.",
+    } == messages
+
+
+async def test_a_tenant_without_a_model_here_is_told_of_none(http: aiohttp.ClientSession) -> None:
+    ann = TenantSettings("ann", models=["huge-1"], keys_sha256=[hash_key("ann-key")])
+    async with street(tenants=[ann]) as there:
+        http.headers["authorization"] = "Bearer ann-key"
+        status, document = await post(http, there.url, model="small-1")
+    assert (404, "The model 'small-1' is not served here.") == (status, document["error"]["message"])
+
+
+@pytest.mark.parametrize(("model", "expected"), [("large-1", 503), ("small-1", 404)])
+async def test_that_a_model_is_not_known_yet_is_told_to_whom_may_use_it(
+    http: aiohttp.ClientSession, model: str, expected: int
+) -> None:
+    ann = TenantSettings("ann", models=["large-1"], keys_sha256=[hash_key("ann-key")])
+    async with street(tenants=[ann], asks=True, silent=True) as there:
+        http.headers["authorization"] = "Bearer ann-key"
+        assert expected == (await post(http, there.url, model=model))[0]
+
+
+async def test_a_refusal_at_the_face_has_the_id_of_its_request(http: aiohttp.ClientSession) -> None:
+    async with street() as there:
+        headers = {"x-request-id": "mine"}
+        async with http.post(there.url + CHAT, json=chat(model="huge-1"), headers=headers) as response:
+            assert (404, "mine") == (response.status, response.headers["x-request-id"])

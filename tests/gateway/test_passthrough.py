@@ -145,7 +145,7 @@ async def test_a_tenant_names_no_model_of_others_by_naming_none(
     headers = {"authorization": "Bearer sk-a"}
     async with live_gateway(http_engine(upstream.url), settings=settings) as house:
         async with http.post(house.url + PATH, json={"input": ""}, headers=headers) as response:
-            assert 404 == response.status
+            assert 400 == response.status
         async with http.post(house.url + PATH, json={"model": "other", "input": ""}, headers=headers) as response:
             assert 200 == response.status
     assert 1 == len(passed(upstream))

@@ -63,6 +63,9 @@ class Tenant:
     models: frozenset[str] | None = None
     """Those that it may use; None: all."""
 
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:

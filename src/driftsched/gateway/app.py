@@ -52,12 +52,13 @@ from driftsched.gateway.errors import (
 )
 from driftsched.gateway.holding import Holding
 from driftsched.gateway.openapi import OPENAPI
-from driftsched.gateway.passed import JSON, PassedAnswer, read_passed
+from driftsched.gateway.passed import PassedAnswer, PassedBody, passed_call
 from driftsched.gateway.ratelimits import rate_limits
+from driftsched.gateway.reading import Reading, read
 from driftsched.gateway.responses import ResponsesAnswer
 from driftsched.gateway.tenants import OBJECTIVE_HEADERS, TENANT_HEADERS, effective_tier
 from driftsched.gateway.whereabouts import Whereabouts
-from driftsched.gateway.wire import CHAT, COMPLETIONS, RESPONSES, Call, decode_body, read_call
+from driftsched.gateway.wire import CHAT, COMPLETIONS, RESPONSES, Call, read_call
 
 _logger = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class Gateway:
         self._max_body_bytes = max_body_bytes
         self._max_queue_seconds = max_queue_seconds
         self._max_stall_seconds = max_stall_seconds
+        self._find: Callable[[Headers, Reading], tuple[Gateway, Reading]] | None = None
         self._id_prefix = token_hex(6)
         self._ids = count(1)
         self._routes: dict[str, dict[str, Callable[[Headers, Receive, Send], Awaitable[None]]]] = {
@@ -245,8 +247,19 @@ class Gateway:
 
     async def _generate(self, endpoint: str, headers: Headers, receive: Receive, send: Send) -> None:
         """One generation, from its body to its last byte. The client may leave at any point of it."""
-        body = await self.body_of(headers, receive)
-        call, request = self._understand(endpoint, body, headers)
+        self._tenants.check(headers)  # before a byte of the body is read
+        reading = read(endpoint, await self._read_body(headers, receive), headers)
+        if self._find is None:
+            await self._answer(reading, headers, receive, send)
+        else:
+            gateway, reading = self._find(headers, reading)
+            await gateway._answer(reading, headers, receive, send)
+
+    async def _answer(self, reading: Reading, headers: Headers, receive: Receive, send: Send) -> None:
+        endpoint = reading.endpoint
+        if len(reading.body) > self._max_body_bytes:  # it was read by a gateway that takes more
+            raise self._too_large()
+        call, request = self._understand(reading, headers)
         public_id = request.public_id.encode()
         answer = _GENERATING.get(endpoint, PassedAnswer)(
             send,
@@ -314,27 +327,31 @@ class Gateway:
             answer.complete()
         return turn
 
-    def _understand(self, endpoint: str, body: bytes, headers: Headers) -> tuple[Call, Request]:
+    def _understand(self, reading: Reading, headers: Headers) -> tuple[Call, Request]:
         """What the client wants, and what of it the scheduler needs to know. Raises `HttpError` 400, 401 or 404."""
-        if endpoint in _GENERATING:
-            fields = decode_body(endpoint, body)
-            tenant = self._tenants.resolve(headers, fields.user)
+        fields = reading.fields
+        tenant = self._tenants.resolve(headers, fields.user)
+        if isinstance(fields, PassedBody):
+            call = passed_call(fields, len(reading.body), reading.content_type)
+        else:
             session = headers.get(_SESSION, b"").decode("latin-1")
             call = read_call(fields, tenant=tenant.id, session=session)
-        else:
-            call, user = read_passed(body, _content_type(headers))
-            tenant = self._tenants.resolve(headers, user)
         served, models = self._catalogue.models, self._models_of(tenant)
-        if not call.model and served:
+        if tenant.models is not None and (clear := reading.model(served or ())) != call.model:
+            call = replace(call, model=clear)
+        elif not call.model and served:
             call = replace(call, model=served[0])  # the engine's own choice, where it needs no name
         if models is not None and call.model not in models:
             raise model_not_found(call.model, models)
-        return call, self._request(endpoint, call, tenant, body, headers)
+        return call, self._request(reading, call, tenant, headers)
 
-    def allows(self, headers: Headers, model: str) -> bool:
-        """Whether the caller may use a model, if it is served. Raises `HttpError` 401."""
-        tenant = self._tenants.resolve(headers, None)
-        return tenant.models is None or model in tenant.models
+    def divert(self, find: Callable[[Headers, Reading], tuple["Gateway", Reading]]) -> None:
+        """Let `find` say which gateway answers a call, and what is then asked of it. It may raise `HttpError`."""
+        self._find = find
+
+    def tenant_of(self, headers: Headers, user: str | None = None) -> Tenant:
+        """Who is calling. Raises `HttpError` 401."""
+        return self._tenants.resolve(headers, user)
 
     def _models_of(self, tenant: Tenant) -> Sequence[str] | None:
         """The models that the tenant may use; None while all may be, and no engine has told which there are."""
@@ -343,11 +360,10 @@ class Gateway:
             return served
         return sorted(tenant.models if served is None else tenant.models.intersection(served))
 
-    def _request(self, endpoint: str, call: Call, tenant: Tenant, body: bytes, headers: Headers) -> Request:
+    def _request(self, reading: Reading, call: Call, tenant: Tenant, headers: Headers) -> Request:
         now = self._clock.now()
         request_id = self._next_id()
         span = self._trace(headers.get(_TRACEPARENT, b"").decode("latin-1")) if self._trace else None
-        passed = endpoint not in _GENERATING
         return Request(
             id=request_id,
             tenant=tenant,
@@ -361,26 +377,21 @@ class Gateway:
             expires_at=now + min(self._max_queue_seconds, _seconds_said(headers, _MAX_QUEUE_SECONDS) or inf),
             target_seconds=_seconds_said(headers, _SLO_SECONDS),
             payload=Payload(
-                endpoint,
-                body,
+                reading.endpoint,
+                reading.body,
                 call.stream,
                 call.wants_usage,
                 (*_forwarded(headers, span), ("x-request-id", request_id)),
-                passed=passed,
-                content_type=_content_type(headers) if passed else JSON,
+                passed=reading.is_passed,
+                content_type=reading.content_type,
             ),
-            payload_bytes=len(body),
+            payload_bytes=len(reading.body),
             public_id=_request_id(headers, request_id).decode(),
             span=span,
         )
 
     def _next_id(self) -> str:
         return f"{self._id_prefix}-{next(self._ids)}"
-
-    async def body_of(self, headers: Headers, receive: Receive) -> bytes:
-        """The whole body of a call. Raises `HttpError` 401, 408, 413 or 415, and `ClientLeftError`."""
-        self._tenants.check(headers)  # before a byte of the body is read
-        return await self._read_body(headers, receive)
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body. Raises `HttpError` 408, 413 or 415, and `ClientLeftError`."""
@@ -442,10 +453,6 @@ def _refuse_repeated(lines: HeaderList) -> None:
 
 _GENERATING: dict[str, type[Answer]] = {CHAT: Answer, COMPLETIONS: Answer, RESPONSES: ResponsesAnswer}
 """Where answers are generated, and the form they take."""
-
-
-def _content_type(headers: Headers) -> str:
-    return headers.get(b"content-type", b"").decode("latin-1") or JSON
 
 
 def _request_id(headers: Headers, otherwise: str) -> bytes:

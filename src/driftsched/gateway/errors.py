@@ -52,10 +52,11 @@ def error_document(message: str, type_: str, param: str | None = None, code: str
 
 
 def model_not_found(model: str, served: Iterable[str]) -> HttpError:
-    """404: there is no such model, or not for this caller."""
+    """404: there is no such model, or not for this caller, who may use those that are `served`."""
+    names = ", ".join(served)
     return HttpError(
         404,
-        f"The model {model!r} is not served here: use one of {', '.join(served)}.",
+        f"The model {model!r} is not served here{': use one of ' if names else ''}{names}.",
         param="model",
         code="model_not_found",
     )

@@ -12,26 +12,21 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from driftsched.core.model import Tenant
 from driftsched.gateway.admin import ADMIN, STATE
 from driftsched.gateway.answer import Headers, Message, Receive, Send, model_list, respond
 from driftsched.gateway.app import QUEUE, Gateway, Readiness
 from driftsched.gateway.errors import ClientLeftError, HttpError, internal, model_not_found
-from driftsched.gateway.passed import is_form, model_of_form
+from driftsched.gateway.reading import Reading
 from driftsched.gateway.roster import ENGINES
 
 _logger = logging.getLogger(__name__)
-
-
-class _Addressed(msgspec.Struct):
-    model: str
 
 
 class _Listing(msgspec.Struct):
     data: list[dict[str, object]]
 
 
-_decode_address = msgspec.json.Decoder(_Addressed).decode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_listing = msgspec.json.Decoder(_Listing).decode
 
 
@@ -69,14 +64,14 @@ class Front:
         self._pools = {pool.name: pool for pool in pools}
         self._first = pools[0]
         self._join_metrics = join_metrics
+        self._first.gateway.divert(self._addressee)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
-        headers: Headers = dict(scope["headers"])
         try:
-            await self._answer(scope, headers, receive, send)
+            await self._answer(scope, receive, send)
         except HttpError as error:
             await respond(send, error.status, error.body, error.headers)
         except ClientLeftError:
@@ -95,10 +90,10 @@ class Front:
             await pool.gateway.dispatcher.close()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _answer(self, scope: Message, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         if scope["method"] == "POST" and not path.startswith(ADMIN):
-            await self._relay(scope, headers, receive, send)
+            await self._first.gateway(scope, receive, send)  # which asks for the addressee of a call
         elif path == "/v1/models":
             await _pass_on(send, await self._models(scope))
         elif path == "/readyz":
@@ -114,60 +109,52 @@ class Front:
         else:
             await self._first.gateway(scope, receive, send)
 
-    async def _relay(self, scope: Message, headers: Headers, receive: Receive, send: Send) -> None:
-        """Let the pool that serves the model of a call answer it. Raises `HttpError` 404 or 503."""
-        body = await self._first.gateway.body_of(headers, receive)
-        pool, body = self._addressee(headers, body)
-        await pool.gateway(_resized(scope, len(body)), _after(body, receive), send)
+    def _addressee(self, headers: Headers, reading: Reading) -> tuple[Gateway, Reading]:
+        """The gateway of the pool that serves the model of a call, and the call as its engines understand it.
 
-    def _addressee(self, headers: Headers, body: bytes) -> tuple[Pool, bytes]:
-        """The pool, and the body as its engines understand it. Raises `HttpError` 400, 404 or 503."""
-        if is_form(headers):
-            content_type = headers[b"content-type"].decode("latin-1")
-            return self._addressee_of_form(model_of_form(body, content_type)), body
-        try:
-            model = _decode_address(body).model
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self._first, body  # which says what is wrong with it
-        for pool in self._pools.values():
-            if model in pool.aliases:
-                return pool, _renamed(body, pool.aliases[model])
-        for pool in self._pools.values():
-            if model in pool.served():
-                return pool, body
-        raise self._not_served(model)
+        Raises `HttpError` 400, 401, 404 or 503. Nobody is told of a model that it may not use, nor what an alias
+        of one stands for.
+        """
+        tenant = self._first.gateway.tenant_of(headers, reading.fields.user)
+        named = reading.model([model for pool in self._pools.values() for model in pool.served()])
+        pool = self._pool_of(named)
+        model = pool.aliases.get(named, named) if pool is not None else named
+        if pool is None or not tenant.may_use(model):
+            raise self._not_served(named, tenant)
+        return pool.gateway, reading if model == named else reading.under(model)
 
-    def _addressee_of_form(self, model: str) -> Pool:
-        """Forms go through untouched, so a name that stands for another would mean nothing to the engine."""
-        if not model:
-            return self._first
-        for pool in self._pools.values():
-            if model in pool.served():
-                return pool
-        raise self._not_served(model)
+    def _pool_of(self, name: str) -> Pool | None:
+        """By an alias, else by a model that it serves."""
+        pools = self._pools.values()
+        return next((pool for pool in pools if name in pool.aliases), None) or next(
+            (pool for pool in pools if name in pool.served()), None
+        )
 
-    def _not_served(self, model: str) -> HttpError:
-        if any(not pool.models and pool.catalogue.models is None for pool in self._pools.values()):
+    def _not_served(self, name: str, tenant: Tenant) -> HttpError:
+        silent = any(not pool.models and pool.catalogue.models is None for pool in self._pools.values())
+        if silent and tenant.may_use(name):
             return HttpError(
                 503,
-                f"Who serves the model {model!r} is not known yet: not all engines have said what they serve.",
+                f"Who serves the model {name!r} is not known yet: not all engines have said what they serve.",
                 type="server_error",
                 code="engine_unreachable",
                 headers=(("retry-after", "2"),),
             )
-        names = [name for pool in self._pools.values() for name in (*pool.served(), *pool.aliases)]
-        return model_not_found(model, names)
+        return model_not_found(name, self._names_for(tenant))
+
+    def _names_for(self, tenant: Tenant) -> list[str]:
+        """Models and aliases that it may use."""
+        meant: dict[str, str] = {}  # the model, by each name that there is for it
+        for pool in self._pools.values():
+            meant |= {name: name for name in pool.served()} | dict(pool.aliases)
+        return [name for name, model in meant.items() if tenant.may_use(model)]
 
     async def _models(self, scope: Message) -> _Reply:
         reply = await _ask(self._first.gateway, scope)
         if reply.status != 200:
             return reply
-        headers, gateway = dict(scope["headers"]), self._first.gateway
-        meant: dict[str, str] = {}  # the model, by each name that there is for it
-        for pool in self._pools.values():
-            meant |= {name: name for name in pool.served()} | dict(pool.aliases)
-        names = [name for name, model in meant.items() if gateway.allows(headers, model)]
-        return reply._replace(body=model_list(names))
+        tenant = self._first.gateway.tenant_of(dict(scope["headers"]))
+        return reply._replace(body=model_list(self._names_for(tenant)))
 
     async def _metrics(self, scope: Message) -> _Reply:
         return await self._joined(
@@ -256,15 +243,3 @@ def _after(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
-
-
-def _resized(scope: Message, length: int) -> Message:
-    headers = [line for line in scope["headers"] if line[0] != b"content-length"]
-    return {**scope, "headers": [*headers, (b"content-length", b"%d" % length)]}
-
-
-def _renamed(body: bytes, model: str) -> bytes:
-    """The body with another model in it, all else verbatim."""
-    fields = _decode_fields(body)
-    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
-    return msgspec.json.encode(fields)
