@@ -283,10 +283,22 @@ def test_a_stream_may_break_off_inside_an_event_after_the_finish_reason() -> Non
     assert (finish_event(), None) == (joined(chunks), failure)
 
 
-def test_the_last_event_may_lack_its_empty_line() -> None:
-    text = content_event("a") + finish_event() + b"data: [DONE]"
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"])
+def test_the_last_event_may_lack_its_empty_line_and_gets_it(end: bytes) -> None:
+    text = content_event("a") + finish_event() + b"data: [DONE]" + end
     chunks, failure = scan(text)
-    assert (text, None) == (joined(chunks), failure)
+    assert None is failure
+    assert text + (b"\n" if end.endswith(b"\n") else b"\n\n") == joined(chunks)
+
+
+def test_what_follows_an_answer_that_stops_early_is_an_event_of_its_own() -> None:
+    whole = content_event("a")
+    assert [whole, whole] == [joined(scan(whole[:-2])[0]), joined(scan(whole[:-1])[0])]
+
+
+@pytest.mark.parametrize("start", [b"d", b"data", b": pi", b"event: x\n"])
+def test_the_beginning_of_an_event_without_data_is_not_delivered(start: bytes) -> None:
+    assert content_event("a") == joined(scan(content_event("a") + start)[0])
 
 
 def test_a_usage_event_may_be_the_one_that_lacks_its_empty_line() -> None:
@@ -354,7 +366,7 @@ def test_the_partition_into_blocks_changes_nothing(events: list[bytes], cut: boo
     bytewise, bytewise_failure = scan(*(text[i : i + 1] for i in range(len(text))))
     assert account(whole, whole_failure) == account(parts, parts_failure) == account(bytewise, bytewise_failure)
     if whole_failure is None:
-        assert text.startswith(joined(whole))
+        assert (text + b"\n\n").startswith(joined(whole))
 
 
 def account(chunks: list[Chunk], failure: EngineError | None) -> tuple[object, ...]:

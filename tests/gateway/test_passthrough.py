@@ -13,7 +13,7 @@ from driftsched.core.errors import ConfigError
 from driftsched.core.events import Failed, Finished, Recalibrated
 from driftsched.core.model import Usage
 from driftsched.policies import create_policy
-from support.faulty_upstream import FaultyUpstream, Seen, answer, status, stream
+from support.faulty_upstream import FaultyUpstream, Seen, answer, die_mid_stream, status, stream
 from support.servers import Connect, House, chat, gateway_before, http_engine, live_gateway
 
 VECTORS = json.dumps(
@@ -120,6 +120,15 @@ async def test_a_stream_of_events_is_relayed_as_it_comes(http: aiohttp.ClientSes
     ):
         assert b"".join(events) == await response.read()
         assert "text/event-stream; charset=utf-8" == response.headers["content-type"]
+
+
+async def test_the_error_in_a_stream_that_breaks_off_is_an_event_of_its_own(http: aiohttp.ClientSession) -> None:
+    async with (
+        gateway_before(die_mid_stream([b"data: 1\n\ndata: cu"])) as (_, house),
+        http.post(house.url + PATH, json={"model": "x", "input": ""}) as response,
+    ):
+        *_, last, rest = (await response.read()).split(b"\n\n")
+    assert (b"", "broken_stream") == (rest, json.loads(last.removeprefix(b"data: "))["error"]["code"])
 
 
 async def test_a_model_that_is_not_served_is_not_found(house: House, connect: Connect) -> None:

@@ -12,7 +12,8 @@ from driftsched.config import Settings, TenantSettings, hash_key
 from driftsched.core.events import Admitted
 from driftsched.core.model import Tier
 from driftsched.gateway.assembly import with_service_tier
-from support.servers import Connect, House, chat, live_gateway, simulated
+from support.faulty_upstream import EVENTS, stepwise
+from support.servers import Connect, House, chat, gateway_before, live_gateway, simulated
 
 CHAT = "/v1/chat/completions"
 SETTINGS = Settings(
@@ -89,6 +90,17 @@ async def test_the_official_client_sees_the_tier_that_was_really_used(
         assert [used] == [tier for tier in told if tier is not None]
     else:
         assert used == answer.service_tier
+
+
+async def test_the_tier_waits_for_the_first_event_that_has_a_place_for_it(http: aiohttp.ClientSession) -> None:
+    async with gateway_before(stepwise([b": starting\n\n", *EVENTS])) as (upstream, house):
+        upstream.proceed()
+        async with http.post(house.url + CHAT, json=chat(service_tier="flex", stream=True)) as response:
+            assert b": starting\n\n" == await response.content.readexactly(len(b": starting\n\n"))
+            for _ in (*EVENTS, "the end"):
+                upstream.proceed()
+            body = await response.read()
+    assert [True, False, False] == [b'"service_tier":"flex"' in event for event in body.split(b"\n\n")[:3]]
 
 
 @pytest.mark.parametrize("stream", [False, True])

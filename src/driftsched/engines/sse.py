@@ -23,7 +23,7 @@ _FIELD_OF_ERROR = b"error:"  # instead of `data:`: llama-server until September 
 _FAILED = Answer(error=True)
 
 _find_contents = re.compile(
-    rb'("(?:content|text|reasoning_content|reasoning)": ?)("(?:[^"\\]|\\.)*")',
+    rb'("(?:content|text|reasoning_content|reasoning)": ?)("(?:[^"\\]++|\\.)*+")',
 ).findall
 _decode_texts = msgspec.json.Decoder(list[str]).decode
 
@@ -71,11 +71,10 @@ class Alike:
 class EventScanner:
     """Cuts the bytes of one answer into chunks of whole events, and keeps its accounts.
 
-    All chunks joined give the bytes fed, whatever the blocks they came in: a run of events becomes one chunk, but
-    an event which carries usage and nothing else is a chunk of its own (`Chunk.usage_only`). Every choice that adds
-    text, reasoning or a piece of a tool call counts as one completion token until the engine states its usage.
-
-    Nearly all events of a stream differ in nothing but a piece of text, and are not read as JSON (`Alike`).
+    All chunks joined give the bytes fed (but see `finish`), whatever the blocks they came in: a run of events is
+    one chunk, but an event which carries usage and nothing else is a chunk of its own (`Chunk.usage_only`). Every
+    choice that adds text, reasoning or a piece of a tool call counts as one completion token until the engine
+    states its usage.
 
     What goes wrong is kept in `failure` rather than raised, because the chunks before it are still good: deliver
     what `feed` or `finish` returned, then raise `failure` if it is set. Nothing is read after it.
@@ -138,9 +137,10 @@ class EventScanner:
         return chunks
 
     def finish(self) -> list[Chunk]:
-        """What is left when the engine closes the stream: a last event that lacks only its empty line.
+        """What is left when the engine closes the stream: a last event that lacks only its empty line, and gets it.
 
-        Sets `failure` (502, `broken_stream`) unless the engine said `[DONE]` or every choice has its finish reason.
+        Without it an error event behind it would become part of it, and clients drop what no empty line ends. Sets
+        `failure` (502, `broken_stream`) unless the engine said `[DONE]` or every choice has its finish reason.
         """
         if self.failure is not None:
             return []
@@ -149,7 +149,8 @@ class EventScanner:
         event = self._read(tail)
         if event is not None:
             self._account(event)
-            chunks = [self._chunk(tail, usage_only=event.is_usage_only())] if tail else []
+            ended = tail + (b"\n" if tail.endswith(b"\n") else b"\n\n")
+            chunks = [self._chunk(ended, usage_only=event.is_usage_only())] if event_data(tail) else []
         elif self.failure is not None and self.failure.kind == "garbage":
             self.failure = None  # an event cut in the middle: the answer is judged by what came before
         if self.failure is None and not self.complete:

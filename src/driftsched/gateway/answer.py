@@ -104,8 +104,8 @@ class Answer:
         if self._call.stream:
             data = self._shape(chunk)
             if data and not self._tier_told:
-                self._tier_told = True
-                data = self._with_tier(data, turn.ticket.request.tier)
+                said = self._with_tier(data, turn.ticket.request.tier)
+                data, self._tier_told = said, said is not data  # a comment has no place for it
             await self._stream(data, turn)
         else:
             self._gather(chunk)
@@ -191,7 +191,7 @@ class Answer:
         return _without_null_usage(chunk.data)
 
     def _with_tier(self, data: bytes, tier: Tier) -> bytes:
-        """The first piece of a stream, with the tier that was used."""
+        """The first piece of a stream, with the tier that was used; `data` itself if there is no place for it."""
         return with_service_tier(data, tier)
 
     def _headers(self, turn: Turn) -> HeaderList:

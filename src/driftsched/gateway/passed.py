@@ -76,3 +76,6 @@ class PassedAnswer(Answer):
 
     def complete(self) -> None:
         """Whatever came is the answer."""
+
+    def _error_event(self, error: HttpError) -> bytes:
+        return b"\n\n" + super()._error_event(error)  # what was relayed may have ended anywhere
