@@ -34,6 +34,14 @@ class Engine:
         return self.told
 
 
+class Hanging(Engine):
+    """Takes the question and never answers."""
+
+    async def discover(self) -> Told:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 class Slots:
     """Remembers what it was told of slots."""
 
@@ -112,6 +120,11 @@ async def test_one_engine_that_answers_is_enough_to_be_ready() -> None:
         assert not await catalogue.ready()
         away.told = Told(("m",))
         assert await catalogue.ready()
+
+
+async def test_who_probes_does_not_wait_for_an_engine_that_hangs() -> None:
+    async with catalogue_of(Hanging("hangs", None), Engine("there", Told(("m",)))) as catalogue:
+        assert [True, True] == [await catalogue.ready(), await catalogue.ready()]
 
 
 @pytest.mark.parametrize("told", [None, Told(("m",))])

@@ -59,6 +59,7 @@ class Catalogue:
         self._ready = False
         self._ask_again_at = 0.0
         self._probing = asyncio.Lock()
+        self._asking: set[asyncio.Future[bool]] = set()
         self._retrying: asyncio.Task[None] | None = None
 
     @property
@@ -73,9 +74,10 @@ class Catalogue:
             self._retrying = asyncio.get_running_loop().create_task(self._retry())
 
     async def close(self) -> None:
-        if self._retrying is not None:
-            self._retrying.cancel()
-            await asyncio.gather(self._retrying, return_exceptions=True)
+        asking = [*self._asking, *([self._retrying] if self._retrying else [])]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
     async def join(self, engine: Discoverable) -> Discovery:
         """One more engine, and what it told.
@@ -100,9 +102,20 @@ class Catalogue:
         """Does any engine answer? However many probes come, engines are asked at most once in `ready_seconds`."""
         async with self._probing:
             if monotonic() >= self._ask_again_at:
-                self._ready = any(await asyncio.gather(*map(self._answers, self._engines.values())))
+                self._ready = await self._any_answers()
                 self._ask_again_at = monotonic() + self._ready_seconds
             return self._ready
+
+    async def _any_answers(self) -> bool:
+        """As soon as one does: whoever probes does not wait for another that hangs. Those still asked go on."""
+        asked = [asyncio.ensure_future(self._answers(engine)) for engine in self._engines.values()]
+        for task in asked:
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        for answer in asyncio.as_completed(asked):
+            if await answer:
+                return True
+        return False
 
     async def _answers(self, engine: Discoverable) -> bool:
         """As `_ask`, once it is too late to refuse to start: an engine that differs counts as silent."""
