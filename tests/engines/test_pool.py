@@ -9,6 +9,7 @@ from driftsched.core.errors import EngineError
 from driftsched.core.model import Traits
 from driftsched.core.protocols import Chunk, Saturation
 from driftsched.engines.breaker import JITTER, LOST_AFTER, MAX_CONSECUTIVE, OPEN_SECONDS
+from driftsched.engines.payload import Payload
 from driftsched.engines.pool import EnginePool
 from driftsched.engines.retries import RetryBudget
 from support.prompts import request_of
@@ -85,9 +86,17 @@ def pool_of(*replicas: Replica, slots: int = 2) -> EnginePool:
     return EnginePool([(replica, slots) for replica in replicas])
 
 
-async def answer_of(pool: EnginePool) -> list[str]:
-    async with aclosing(pool.generate(request_of())) as chunks:
+def payload_of(*, stream: bool = False, passed: bool = False) -> Payload:
+    return Payload("/v1/chat/completions", b"{}", stream, wants_usage=False, passed=passed)
+
+
+async def answer_of(pool: EnginePool, payload: Payload | None = None) -> list[str]:
+    async with aclosing(pool.generate(replace(request_of(), payload=payload))) as chunks:
         return [chunk.data.decode() async for chunk in chunks]
+
+
+def broken() -> EngineError:
+    return EngineError(502, "broken_stream", "it broke off")
 
 
 def unreachable() -> EngineError:
@@ -306,11 +315,34 @@ async def test_a_failure_of_the_request_itself_is_not_repeated_elsewhere(kind: s
     assert (kind, 0) == (caught.value.kind, second.num_calls)
 
 
-async def test_an_answer_that_has_begun_is_never_begun_again() -> None:
+@pytest.mark.parametrize("payload", [None, payload_of(stream=True), payload_of(passed=True)])
+async def test_an_answer_that_is_passed_on_as_it_comes_is_never_begun_again(payload: Payload | None) -> None:
     first, second = Replica("first", "a", error=unreachable()), Replica("second", "a", "b")
     with pytest.raises(EngineError):
-        await answer_of(pool_of(first, second))
+        await answer_of(pool_of(first, second), payload)
     assert 0 == second.num_calls
+
+
+async def test_an_answer_that_is_gathered_is_begun_anew_and_says_so() -> None:
+    pool = pool_of(Replica("first", "a", "b", error=broken()), Replica("second", "c", "d"))
+    async with aclosing(pool.generate(replace(request_of(), payload=payload_of()))) as chunks:
+        told = [(chunk.data, chunk.begins_anew) async for chunk in chunks]
+    assert [(b"a", False), (b"b", False), (b"c", True), (b"d", False)] == told
+
+
+async def test_an_answer_that_two_engines_break_off_is_not_begun_a_third_time() -> None:
+    *breaking, third = (Replica(name, "a", error=broken()) for name in ("first", "second", "third"))
+    with pytest.raises(EngineError):
+        await answer_of(pool_of(*breaking, third), payload_of())
+    assert [1, 1, 0] == [each.num_calls for each in (*breaking, third)]
+
+
+async def test_beginning_anew_is_paid_for_like_any_retry() -> None:
+    first, second = Replica("first", "a", error=broken()), Replica("second", "a")
+    pool = EnginePool([(first, 2), (second, 2)], budget=RetryBudget(share=0.0, burst=0.0))
+    with pytest.raises(EngineError):
+        await answer_of(pool, payload_of())
+    assert (0, 1) == (second.num_calls, pool.standing_of("first").num_unretried)
 
 
 async def test_a_failed_or_abandoned_answer_takes_up_no_room() -> None:

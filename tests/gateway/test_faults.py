@@ -1,6 +1,7 @@
 """Engines that fail: each failure is told in OpenAI's form, and every account is straight afterwards."""
 
 import asyncio
+import json
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,8 +13,10 @@ from openai import APIError, InternalServerError, RateLimitError
 
 from driftsched.core.errors import EngineError
 from driftsched.core.events import Dispatched, Failed, Finished
+from driftsched.core.model import Usage
 from driftsched.engines.health import HealthChecks
 from driftsched.engines.pool import EnginePool
+from driftsched.policies import create_policy
 from support.faulty_upstream import (
     EVENTS,
     Behaviour,
@@ -28,6 +31,7 @@ from support.faulty_upstream import (
     html,
     status,
     stream,
+    usage_event,
 )
 from support.servers import Connect, chat, http_engine, live_gateway, unasked, until
 
@@ -230,8 +234,26 @@ async def test_a_replica_that_breaks_off_before_its_first_byte_is_passed_over(ht
             assert 1 == len(house.of(Finished))
 
 
+async def test_a_whole_answer_that_breaks_off_comes_from_another_replica_and_is_paid_for_once(
+    http: aiohttp.ClientSession,
+) -> None:
+    lost = die_mid_stream([*[content_event("lost")] * 200, usage_event(7, 200)])
+    async with FaultyUpstream(lost) as dying, FaultyUpstream() as well:
+        pool = EnginePool([(http_engine(dying.url), 4), (http_engine(well.url), 4)])
+        async with live_gateway(pool, catalogue=unasked()) as house:
+            async with http.post(house.url + CHAT, json=chat()) as response:
+                document = json.loads(await response.read())
+            assert (200, "2") == (response.status, response.headers["x-driftsched-actual-tokens"])
+            await house.settled()
+            (finished,) = house.of(Finished)
+    assert "Hello world" == document["choices"][0]["message"]["content"]
+    assert (1, 1) == (len(dying.requests), len(well.requests))
+    assert Usage(7, 2) == finished.usage
+    assert create_policy("fair").charge(finished.ticket.request, Usage(7, 2)) == finished.charge
+
+
 @pytest.mark.parametrize("behaviour", [die_mid_stream(), hang_mid_stream(), half_close()])
-async def test_an_answer_that_has_begun_is_never_tried_again(
+async def test_a_stream_that_has_begun_is_never_tried_again(
     http: aiohttp.ClientSession, behaviour: Behaviour
 ) -> None:
     async with FaultyUpstream(behaviour) as dying, FaultyUpstream() as well:

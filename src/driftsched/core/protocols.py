@@ -209,6 +209,8 @@ class Chunk(NamedTuple):
     """`stop`, `length`, `tool_calls`, ...: set on the chunk that ends a choice."""
     media_type: str = "application/json"
     """Of a whole answer; events say what they are."""
+    begins_anew: bool = False
+    """All that came before is void: another engine gives the answer from its beginning."""
 
 
 EngineKind = Literal["llama.cpp", "vllm", "sglang", "ollama", "generic"]

@@ -16,6 +16,7 @@ from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, Engine, Prioritising, Saturation
 from driftsched.engines.balance import Affinity, Job, Work, affinity_key, least_work, preferred
 from driftsched.engines.breaker import Breaker
+from driftsched.engines.payload import Payload
 from driftsched.engines.retries import MAX_ATTEMPTS, RetryBudget, may_go_elsewhere
 
 _logger = logging.getLogger(__name__)
@@ -192,14 +193,17 @@ class EnginePool:
         self._member(name).on_first_token = listener
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        """The answer of one replica. Raises the `EngineError` of the last one tried."""
+        """The answer of one replica. Raises the `EngineError` of the last one tried.
+
+        One that breaks off is begun anew elsewhere if its client is to get it as a whole (`Chunk.begins_anew`).
+        """
         self._budget.deposit()
         tried: list[_Member] = []
         num_broken = 0
+        has_begun = False
         while True:
             member = self._choose(request, tried)
             tried.append(member)
-            is_answering = False
             expected = self._expected(request.id) if self._expected else 1.0
             sent = _Sent(member.work.begin(expected), request.prompt_tokens, monotonic(), member.on_first_token)
             epoch = member.breaker.begin(self._clock())
@@ -209,8 +213,8 @@ class EnginePool:
                     if first is None:
                         return
                     self._judge(member, epoch, None)
-                    is_answering = True
                     sent.saw(first)
+                    first, has_begun = first._replace(begins_anew=True) if has_begun else first, True
                     yield first
                     async for chunk in chunks:
                         sent.saw(chunk)
@@ -219,7 +223,8 @@ class EnginePool:
             except EngineError as error:
                 self._judge(member, epoch, error)
                 num_broken += error.kind == "broken_stream"
-                if is_answering or not may_go_elsewhere(error, num_broken) or not self._others_left(tried):
+                is_passed_on = has_begun and not _is_gathered(request)
+                if is_passed_on or not may_go_elsewhere(error, num_broken) or not self._others_left(tried):
                     raise
                 if not self._budget.withdraw():
                     member.num_unretried += 1
@@ -352,6 +357,12 @@ async def _first_chunk(member: _Member, chunks: AsyncGenerator[Chunk, None]) -> 
         raise
     finally:
         del member.waiting[task]
+
+
+def _is_gathered(request: Request) -> bool:
+    """Its client gets nothing of the answer before all of it has come."""
+    payload = request.payload
+    return isinstance(payload, Payload) and not (payload.stream or payload.passed)
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -39,7 +39,7 @@ class RetryBudget:
 
 
 def may_go_elsewhere(error: EngineError, num_broken: int) -> bool:
-    """Whether a request whose answer has not begun may be sent to another engine after this failure.
+    """Whether a request of whose answer its client has nothing may be sent to another engine after this failure.
 
     `num_broken`: engines that closed the connection on it, this one included. The first may have died of something
     else; a request that two engines broke off is no longer trusted with a third.

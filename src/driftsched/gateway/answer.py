@@ -108,6 +108,8 @@ class Answer:
                 data, self._tier_told = said, said is not data  # a comment has no place for it
             await self._stream(data, turn)
         else:
+            if chunk.begins_anew:
+                self._assembler, self._document = Assembler(), None
             self._gather(chunk)
 
     def complete(self) -> None:

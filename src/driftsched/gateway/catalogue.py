@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from driftsched.core.errors import ConfigError, EngineError
 
@@ -59,7 +59,7 @@ class Catalogue:
         self._ready = False
         self._ask_again_at = 0.0
         self._probing = asyncio.Lock()
-        self._asking: set[asyncio.Future[bool]] = set()
+        self._asking: set[asyncio.Task[bool]] = set()
         self._retrying: asyncio.Task[None] | None = None
 
     @property
@@ -74,10 +74,12 @@ class Catalogue:
             self._retrying = asyncio.get_running_loop().create_task(self._retry())
 
     async def close(self) -> None:
-        asking = [*self._asking, *([self._retrying] if self._retrying else [])]
-        for task in asking:
+        tasks: list[asyncio.Task[Any]] = [*self._asking]
+        if self._retrying is not None:
+            tasks.append(self._retrying)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def join(self, engine: Discoverable) -> Discovery:
         """One more engine, and what it told.
@@ -108,7 +110,8 @@ class Catalogue:
 
     async def _any_answers(self) -> bool:
         """As soon as one does: whoever probes does not wait for another that hangs. Those still asked go on."""
-        asked = [asyncio.ensure_future(self._answers(engine)) for engine in self._engines.values()]
+        loop = asyncio.get_running_loop()
+        asked = [loop.create_task(self._answers(engine)) for engine in self._engines.values()]
         for task in asked:
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)

@@ -71,6 +71,8 @@ class Turn:
             request = replace(request, urgency=urgency(self.ticket, self.dispatched_at))
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
+                if chunk.begins_anew:  # what was lost is nobody's to pay
+                    self._reported = self.finish_reason = None
                 self.completion_tokens = chunk.completion_tokens
                 self._reported = chunk.usage or self._reported
                 self.finish_reason = chunk.finish_reason or self.finish_reason
