@@ -112,8 +112,8 @@ class Fleet:
             raise HttpError(409, self._why_needed(name), code="engine_in_use") from None
         del self._settings[name]
         self.catalogue.forget(name)
+        await self.control.forget(name)  # at once, before anybody asks it about an engine that the pool has not
         await self._checks.forget(name)
-        await self.control.forget(name)
         await engine.close()
         _logger.info("engine %s was taken out", name)
         return {"name": name, "removed": True}

@@ -91,9 +91,16 @@ async def listening(
 
 
 @asynccontextmanager
-async def client_of(behave: Behaviour, *, keepalive_seconds: float = 60.0) -> AsyncIterator[HttpClient]:
+async def client_of(
+    behave: Behaviour, *, keepalive_seconds: float = 60.0, stale_seconds: float = 60.0
+) -> AsyncIterator[HttpClient]:
     async with listening(behave) as port:
-        client = HttpClient(f"http://127.0.0.1:{port}", connect_seconds=5.0, keepalive_seconds=keepalive_seconds)
+        client = HttpClient(
+            f"http://127.0.0.1:{port}",
+            connect_seconds=5.0,
+            keepalive_seconds=keepalive_seconds,
+            stale_seconds=stale_seconds,
+        )
         try:
             yield client
         finally:
@@ -365,6 +372,22 @@ async def test_a_kept_connection_closed_before_the_answer_is_tried_again_on_a_fr
         assert [b"hello"] * 2 == [await ask(client, b'{"n":1}') for _ in range(2)]
     assert [0, 0, 1] == [number for number, _ in seen]
     assert seen[1][1] == seen[2][1]
+
+
+async def test_a_kept_connection_that_lived_on_and_died_at_last_is_an_error() -> None:
+    numbers = []
+
+    async def behave(peer: Peer) -> None:
+        for sent in (HELLO, b""):
+            await peer.request()
+            numbers.append(peer.number)
+            await peer.send(sent)
+
+    async with client_of(behave, stale_seconds=0.0) as client:
+        await ask(client)
+        with pytest.raises(HttpError, match="closed the connection"):
+            await ask(client)
+    assert [0, 0] == numbers
 
 
 @pytest.mark.parametrize("begun", [b"H", b"HTTP/1.1 200 OK\r\nConte", b"HTTP/1.1 100 Continue\r\n\r\n"])

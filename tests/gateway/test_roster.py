@@ -131,6 +131,19 @@ async def test_an_engine_that_drains_ends_what_it_has_and_gets_nothing_more(http
         assert 200 == await there.post()
 
 
+async def test_an_engine_is_in_no_list_from_the_moment_it_is_taken_out(http: aiohttp.ClientSession) -> None:
+    async with (
+        upstream_of() as old,
+        upstream_of() as new,
+        yard(http, [settings_of(old, "old"), settings_of(new, "new")]) as there,
+    ):
+        there.fleet.drain("old")
+        leaving = asyncio.create_task(there.fleet.remove("old"))
+        await asyncio.sleep(0)  # it waits for those that looked after the engine
+        assert (False, ["new"]) == (leaving.done(), [row["name"] for row in there.fleet.rows()])
+        await leaving
+
+
 async def test_engines_come_and_go_under_load_and_no_request_fails(http: aiohttp.ClientSession) -> None:
     async with (
         upstream_of(stream()) as first,

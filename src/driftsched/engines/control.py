@@ -114,11 +114,11 @@ class DispatchControl:
 
     async def forget(self, name: str) -> None:
         """Look no more after the engine called `name`."""
+        del self._members[name]
         task = self._tasks.pop(name, None)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        del self._members[name]
 
     async def close(self) -> None:
         for task in self._tasks.values():

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from driftsched.engines.http_answer import Answer, AnswerParser, HttpError
 
 KEEPALIVE_SECONDS = 4.0  # llama-server and uvicorn (vLLM, SGLang) close a connection after 5 s of silence: be first
+STALE_SECONDS = 1.0  # a connection that was closed already says so within the time of a round trip
 READ_BUFFER_BYTES = 256 * 1024  # of an answer nobody reads; beyond it the server has to wait
 _ONE_WRITE_BYTES = 64 * 1024  # a larger body is not copied behind the head
 
@@ -43,8 +44,9 @@ class HttpClient:
     """The connections to the server at `root`, `http://host:port` or `https://host:port`, perhaps with a path.
 
     `connect_seconds` (> 0) is for resolving the name, connecting and the TLS handshake; the addresses of a name are
-    tried one after the other. A connection that was idle for `keepalive_seconds` is closed. `headers` go with every
-    request; Host, Content-Length and the like are the client's own. `tls` replaces the default context. There is no
+    tried one after the other. A connection that was idle for `keepalive_seconds` is closed; one that breaks within
+    `stale_seconds` of a request counts as closed before it. `headers` go with every request; Host, Content-Length
+    and the like are the client's own. `tls` replaces the default context. There is no
     limit on connections. Raises `ValueError` if `root` or `headers` cannot be sent.
     """
 
@@ -54,6 +56,7 @@ class HttpClient:
         *,
         connect_seconds: float,
         keepalive_seconds: float = KEEPALIVE_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
         headers: Headers = (),
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -66,6 +69,7 @@ class HttpClient:
         _request_line("GET", f"{self._prefix}/")  # so that a path that cannot be sent is refused now
         self._connect_seconds = connect_seconds
         self._keepalive_seconds = keepalive_seconds
+        self._stale_seconds = stale_seconds
         self._connections: set[_Connection] = set()
         self._idle: deque[_Connection] = deque()  # longest idle first; some of them the server has closed
         self._sweeper: asyncio.TimerHandle | None = None
@@ -77,7 +81,8 @@ class HttpClient:
         """The answer to a request (any method but HEAD and CONNECT), as soon as its head is complete.
 
         A kept connection may be closed by the server just as the request goes out; if nothing of an answer came,
-        the request is sent once more on a fresh one. Raises `ConnectError`, `NotHttpError` or `HttpError`, and
+        the request is sent once more on a fresh one. One that breaks later has died of something, perhaps of the
+        request. Raises `ConnectError`, `NotHttpError` or `HttpError`, and
         `ValueError` for a method, path or header that would not arrive as what it is.
         """
         head = _request_line(method, self._prefix + path) + self._fixed
@@ -86,11 +91,13 @@ class HttpClient:
         head += b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n" % len(body)
         kept = self._kept_connection()
         if kept is not None:
+            now = asyncio.get_running_loop().time
+            asked_at = now()
             answer = kept.ask(head, body)
             try:
                 return await _opened(kept, answer)
             except HttpError:
-                if answer.begun:
+                if answer.begun or now() - asked_at > self._stale_seconds:
                     raise
         fresh = await self._connect()
         return await _opened(fresh, fresh.ask(head, body))
