@@ -102,11 +102,24 @@ def test_continuous_usage_of_one_choice_never_lowers_the_count_of_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "usage", [b"null", b"{}", b'{"completion_tokens":null}', b'{"prompt_tokens":4,"completion_tokens":null}']
+    "usage",
+    [
+        b"null",
+        b"{}",
+        b'{"completion_tokens":null}',
+        b'{"prompt_tokens":4,"completion_tokens":null}',
+        b'{"prompt_tokens":4,"completion_tokens":-1}',
+        b'{"prompt_tokens":4,"completion_tokens":1%b}' % (b"0" * 400),
+    ],
 )
 def test_usage_without_a_count_is_no_usage(usage: bytes) -> None:
     block = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"usage":%b}\n\n' % usage
     assert [Chunk(block, completion_tokens=1)] == EventScanner().feed(block)
+
+
+def test_a_prompt_of_less_than_nothing_is_nothing() -> None:
+    (chunk,) = EventScanner().feed(usage_event(-7, 2))
+    assert Usage(0, 2) == chunk.usage
 
 
 @pytest.mark.parametrize(

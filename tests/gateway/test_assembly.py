@@ -219,6 +219,17 @@ def test_the_last_stated_usage_counts_and_is_not_added_up() -> None:
     assert usage(2) == document["usage"]
 
 
+def test_usage_of_several_choices_that_is_stated_for_each_is_added_up() -> None:
+    """As llama-server does, each with the whole prompt."""
+    document = assembled(
+        event({"choices": [{"index": 0, "delta": {"content": "a"}}]}),
+        event({"choices": [{"index": 1, "delta": {"content": "b"}}]}),
+        event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}}),
+        event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15}}),
+    )
+    assert {"prompt_tokens": 9, "completion_tokens": 11, "total_tokens": 20} == document["usage"]
+
+
 def test_fields_nobody_knows_are_kept() -> None:
     document = assembled(
         event(

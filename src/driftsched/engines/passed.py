@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 
 from driftsched.core.errors import EngineError
-from driftsched.core.model import Usage
 from driftsched.core.protocols import Chunk
+from driftsched.engines.wire import usage_of
 
 _STREAM = "text/event-stream; charset=utf-8"
 _CENSORED = "length"  # teaches nobody anything: what is passed says nothing of the lengths of answers
@@ -44,4 +44,5 @@ class PassedScanner:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             account = None
         tokens = (account.prompt_tokens or account.total_tokens) if account else None
-        return Chunk(document, usage=Usage(tokens) if tokens else None, finish_reason=_CENSORED)
+        usage = usage_of(tokens, 0)
+        return Chunk(document, usage=usage if usage and usage.prompt_tokens else None, finish_reason=_CENSORED)

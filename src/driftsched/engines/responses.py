@@ -13,6 +13,7 @@ from driftsched.core.model import Usage
 from driftsched.core.protocols import Chunk
 from driftsched.engines.failures import streamed_refusal
 from driftsched.engines.sse import EVENT_END, MAX_EVENT_BYTES, event_data
+from driftsched.engines.wire import usage_of
 
 _ECHOED: dict[str, Any] = {
     "instructions": None,
@@ -108,9 +109,7 @@ class _Response(msgspec.Struct, gc=False):
 
     def stated_usage(self) -> Usage | None:
         """None unless the engine states how many tokens it generated."""
-        if self.usage is None or self.usage.output_tokens is None:
-            return None
-        return Usage(self.usage.input_tokens or 0, self.usage.output_tokens)
+        return None if self.usage is None else usage_of(self.usage.input_tokens, self.usage.output_tokens)
 
     def finish_reason(self) -> str:
         """How it ended, in the words of chat completions."""

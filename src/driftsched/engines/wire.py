@@ -7,6 +7,7 @@ import msgspec
 from driftsched.core.errors import EngineError
 from driftsched.core.model import Usage
 from driftsched.core.protocols import Chunk
+from driftsched.core.throughput import MAX_TOKENS
 from driftsched.engines.dialects import PLAIN, Dialect
 from driftsched.engines.failures import streamed_refusal
 from driftsched.engines.payload import Payload
@@ -147,9 +148,14 @@ class Answer(msgspec.Struct, gc=False):
 
     def stated_usage(self) -> Usage | None:
         """None unless the engine states how many tokens it generated."""
-        if self.usage is None or self.usage.completion_tokens is None:
-            return None
-        return Usage(self.usage.prompt_tokens or 0, self.usage.completion_tokens)
+        return None if self.usage is None else usage_of(self.usage.prompt_tokens, self.usage.completion_tokens)
+
+
+def usage_of(prompt_tokens: int | None, completion_tokens: int | None) -> Usage | None:
+    """What an engine states; None unless it says how many tokens it generated. No count is one that cannot be."""
+    if completion_tokens is None or not 0 <= completion_tokens <= MAX_TOKENS:
+        return None
+    return Usage(prompt_tokens if prompt_tokens and 0 < prompt_tokens <= MAX_TOKENS else 0, completion_tokens)
 
 
 decode_answer = msgspec.json.Decoder(Answer).decode

@@ -36,6 +36,7 @@ class Assembler:
         self._plain_texts: list[str] = []  # where the text of those belongs
         self._document: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
+        self._account: dict[str, Any] | None = None  # of the events that carry usage and no choice
         self._texts: dict[int, list[str]] = {}  # the content, the part that grows long, in pieces
 
     def feed(self, data: bytes) -> None:
@@ -84,11 +85,22 @@ class Assembler:
 
     def _add(self, line: bytes, chunk: dict[str, Any]) -> None:
         choices = chunk.pop("choices")
+        if not choices and isinstance(chunk.get("usage"), dict):
+            chunk["usage"] = self._account = self._added(chunk["usage"])
         if len(choices) == 1 and (choices[0].get("delta") or {}).keys() == {"content"}:
             self._remember(line, choices[0].get("index", 0))
         for choice in choices:
             self._add_choice(choice)
         _merge(self._document, chunk, replace_strings=True)
+
+    def _added(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """The account after another: llama-server sends one for every choice, all others one in all."""
+        before = self._account
+        if before is None or len(self._choices) < 2:
+            return usage
+        completion_tokens = before.get("completion_tokens", 0) + usage.get("completion_tokens", 0)
+        total_tokens = usage.get("prompt_tokens", 0) + completion_tokens
+        return {**usage, "completion_tokens": completion_tokens, "total_tokens": total_tokens}
 
     def _remember(self, line: bytes, index: int) -> None:
         if line.count(b"[") == 1:  # lists are added up: the one of choices is the only one here
