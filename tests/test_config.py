@@ -362,6 +362,7 @@ def test_a_pool_has_what_is_its_own_and_for_the_rest_what_holds_for_all(tmp_path
         ("pools: [{name: a, engines: [{url: x, min_inflight: 0}]}]", r"pools\[0\]: engines\[0\].min_inflight"),
         ("pools: [{name: a, engines: [{url: x}], models: [m, m]}]", "'m' is served already"),
         ("pools: [{name: a, engines: [{url: x}], models: [m], aliases: {n: o}}]", r"pools\[0\].aliases: 'o'"),
+        ("pools: [{name: a, engines: [{url: x}], limits: {drain_seconds: 5}}]", r"pools\[0\].limits.drain_seconds"),
     ],
 )
 def test_pools_that_make_no_sense_are_refused_by_name(tmp_path: Path, text: str, complaint: str) -> None:

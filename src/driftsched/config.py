@@ -413,6 +413,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             strays = sorted(set(pool.aliases.values()) - set(pool.models)) if pool.models else []
             if strays:
                 raise ConfigError(f"{where}.aliases: {strays[0]!r} is none of its models")
+            for name in _OF_ALL_POOLS:
+                if pool.limits is not None and getattr(pool.limits, name) != getattr(LimitSettings(), name):
+                    raise ConfigError(f"{where}.limits.{name}: holds for all pools together: set limits.{name}")
             try:
                 self.of_pool(pool).check()
             except ConfigError as error:
@@ -449,6 +452,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _POOL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENGINE_NAME = re.compile(r"[A-Za-z0-9.:_-]{1,100}")
 _ESSENTIAL = frozenset({"model", "messages", "prompt", "input", "stream"})
+_OF_ALL_POOLS = ("max_connections", "drain_seconds")
 _OVERRIDES = ("affinity", "retries", "policy", "estimator", "limits")
 
 

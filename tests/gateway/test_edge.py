@@ -18,9 +18,9 @@ from driftsched.core.model import Tenant
 from driftsched.gateway.edge import MAX_HEAD_BYTES, MAX_PIPELINED, EdgeLimits, edge_protocol
 from driftsched.gateway.errors import HttpError
 from driftsched.gateway.tenants import KeyedTenants
-from support.faulty_upstream import FaultyUpstream, hang_mid_stream, stream
+from support.faulty_upstream import EVENTS, FaultyUpstream, hang_mid_stream, stream
 from support.raw import CHAT, Reply, asked, connected_to, exchanged, head_of
-from support.servers import House, chat, http_engine, live_gateway, simulated, unasked, until
+from support.servers import House, chat, gateway_before, http_engine, live_gateway, simulated, unasked, until
 
 BODY = json.dumps(chat()).encode()
 HASTY = EdgeLimits(max_stall_seconds=0.1)
@@ -301,6 +301,16 @@ async def test_an_answer_of_which_nothing_more_is_taken_is_broken_off(unsent: li
     await until(lambda: pipe.aborted)
     protocol.connection_lost(None)
     assert 1 == len(unsent)  # as long as something was taken it went on
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_who_speaks_http_1_0_gets_no_chunks(streams: bool) -> None:
+    body = json.dumps(chat(stream=streams, stream_options={"include_usage": True})).encode()
+    old = (head_of(body, close=False) + body).replace(b"HTTP/1.1", b"HTTP/1.0")
+    async with gateway_before(stream()) as (_, house):
+        reply = await asked(house.url, old)
+    assert (200, False) == (reply.status, "transfer-encoding" in reply.headers)
+    assert (b"".join(EVENTS) if streams else b"Hello world") in reply.body
 
 
 # Several requests on one connection

@@ -220,6 +220,8 @@ async def test_an_engine_is_added_to_the_pool_that_is_named(
         async with http.delete(f"{url}/gpu-9", headers=key) as response:
             assert (200, {"name": "gpu-9"}) == (response.status, await response.json())
         _, emptied = await get(http, url, **key)
+        async with http.delete(url, headers=key) as response:
+            assert 405 == response.status
     assert [{"pool": expected, "name": "gpu-9"}] == msgspec.json.decode(listing)["data"]
     assert [] == msgspec.json.decode(emptied)["data"]
 

@@ -111,6 +111,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Any]) -> None:
         self._running = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = partial(_without_chunks, app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -142,3 +144,22 @@ class EdgeProtocol(HttpToolsProtocol):
                 self.transport.close()
             wait = min(stall, remaining) if remaining > 0 and not num_unsent else stall
         self._watch = self.loop.call_later(wait, self._look)
+
+
+async def _without_chunks(
+    app: Callable[..., Any], cycle: RequestResponseCycle, scope: Any, receive: Any, _: object
+) -> None:
+    """HTTP/1.0 knows no chunks, but uvicorn sends them: an answer without a length ends with its connection."""
+    has_length = True
+
+    async def send(message: Any) -> None:
+        nonlocal has_length
+        if message["type"] == "http.response.start":
+            has_length = any(name.lower() == b"content-length" for name, _ in message["headers"])
+        if not has_length:  # uvicorn is told one that every piece keeps to, and the last one fulfils
+            cycle.chunked_encoding = False
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            cycle.expected_content_length = len(message.get("body", b"")) + (not is_last)
+        await cycle.send(message)
+
+    await app(scope, receive, send)

@@ -186,6 +186,8 @@ class Front:
                 names = ", ".join(self._pools)
                 raise HttpError(404, f"There is no pool {name!r}: use one of {names}.", param="pool")
             await self._pools[name].gateway(scope, receive, send)
+        elif scope["method"] not in ("GET", "HEAD"):
+            await self._first.gateway(scope, receive, send)  # which says what there is instead
         else:
             rows = [
                 {"pool": name, **row}
