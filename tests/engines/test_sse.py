@@ -9,7 +9,7 @@ from driftsched.core.errors import EngineError
 from driftsched.core.model import Usage
 from driftsched.core.protocols import Chunk
 from driftsched.engines import sse
-from driftsched.engines.sse import EventScanner
+from driftsched.engines.sse import BYTE_ORDER_MARK, EventScanner
 from support.faulty_upstream import DONE, EVENTS, content_event, finish_event, usage_event
 
 
@@ -170,6 +170,12 @@ def test_every_way_to_write_an_event_is_read(form: str) -> None:
     assert [c.finish_reason for c in chunks if c.finish_reason] == ["tool_calls"]
     assert [(Usage(1, 1), True)] == [(c.usage, c.usage_only) for c in chunks if c.usage]
     assert chunks[0].completion_tokens == 1
+
+
+def test_a_byte_order_mark_hides_nothing() -> None:
+    text = BYTE_ORDER_MARK + content_event("a") + finish_event()
+    chunks, failure = scan(text)
+    assert (text, 1, None) == (joined(chunks), chunks[-1].completion_tokens, failure)
 
 
 def test_comments_pass_through_and_count_for_nothing() -> None:

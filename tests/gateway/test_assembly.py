@@ -230,6 +230,11 @@ def test_usage_of_several_choices_that_is_stated_for_each_is_added_up() -> None:
     assert {"prompt_tokens": 9, "completion_tokens": 11, "total_tokens": 20} == document["usage"]
 
 
+def test_a_byte_order_mark_hides_no_text() -> None:
+    document = assembled(b"\xef\xbb\xbf" + event({"choices": [{"index": 0, "delta": {"content": "a"}}]}))
+    assert "a" == document["choices"][0]["message"]["content"]
+
+
 def test_fields_nobody_knows_are_kept() -> None:
     document = assembled(
         event(

@@ -13,6 +13,9 @@ from driftsched.engines.wire import Answer, decode_answer, document_chunk
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 """An event larger than this is not held in memory: the stream fails."""
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""A stream may begin with one: the specification says so, and .NET writes it unless told otherwise."""
+
 # An event ends with an empty line; the "\r" of a "\r\n" before it belongs to the line it closes. Lone "\r" line
 # ends, which the specification allows too, are sent by no engine and are not recognised.
 EVENT_END = re.compile(rb"\n\r?\n")
@@ -251,4 +254,5 @@ def _is_plain(event: Answer) -> bool:
 
 def event_data(text: bytes) -> bytes:
     """The data lines of an event, joined as the specification of server-sent events says."""
-    return b"\n".join(line[5:] for line in text.splitlines() if line.startswith(b"data:")).strip()
+    lines = text.removeprefix(BYTE_ORDER_MARK).splitlines()
+    return b"\n".join(line[5:] for line in lines if line.startswith(b"data:")).strip()

@@ -10,7 +10,7 @@ import msgspec
 
 from driftsched.core.errors import EngineError
 from driftsched.core.model import Tier
-from driftsched.engines.sse import Alike
+from driftsched.engines.sse import BYTE_ORDER_MARK, Alike
 
 _decode = msgspec.json.decode
 _encode = msgspec.json.encode
@@ -69,7 +69,7 @@ class Assembler:
             texts, end = self._alike.take(data, end)
             self._plain_texts += texts
             start, end = end, (data.find(b"\n", end) + 1) or len(data)
-            line = data[start:end]
+            line = data[start:end].removeprefix(BYTE_ORDER_MARK)
             if line.startswith(b"data:"):
                 payload = line[5:].strip()
                 if payload != b"[DONE]":
