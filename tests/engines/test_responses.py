@@ -74,6 +74,14 @@ def test_a_stream_that_ends_too_soon_is_broken(end: int) -> None:
     assert "broken_stream" == scanner.failure.kind
 
 
+@pytest.mark.parametrize("document", [b'{"error":{"message":"no"}}\n\n', b"\n [1]\n\n"])
+def test_a_document_among_events_is_garbage(document: bytes) -> None:
+    scanner = ResponsesScanner()
+    begun = response_event("response.created", 0, response={})
+    chunks = scanner.feed(begun + document)
+    assert ([begun], "garbage") == ([chunk.data for chunk in chunks], scanner.failure and scanner.failure.kind)
+
+
 @given(st.binary(max_size=60), st.sampled_from([b"data: ", b"", b"event: x\ndata: "]))
 def test_whatever_an_engine_sends_is_relayed_or_its_failure(noise: bytes, before: bytes) -> None:
     scanner = ResponsesScanner()

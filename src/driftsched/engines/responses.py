@@ -12,7 +12,7 @@ from driftsched.core.errors import EngineError
 from driftsched.core.model import Usage
 from driftsched.core.protocols import Chunk
 from driftsched.engines.failures import streamed_refusal
-from driftsched.engines.sse import EVENT_END, MAX_EVENT_BYTES, event_data
+from driftsched.engines.sse import EVENT_END, MAX_EVENT_BYTES, begins_document, event_data
 from driftsched.engines.wire import usage_of
 
 _ECHOED: dict[str, Any] = {
@@ -204,6 +204,9 @@ class ResponsesScanner:
 
     def _read(self, text: bytes) -> _Event | None:
         """The event in `text`, counted; None, and `failure` set, if it reports an error or makes no sense."""
+        if begins_document(text):
+            self.failure = EngineError(502, "garbage", "the engine streamed a document among its events")
+            return None
         data = event_data(text)
         if not data or data == b"[DONE]":
             return _NOTHING

@@ -223,7 +223,7 @@ def _parse(text: bytes) -> Answer | None:
             return decode_answer(text[5:])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
-    if text[:16].lstrip()[:1] in (b"{", b"["):  # a document, which whoever relays this would take for one
+    if begins_document(text):
         return None
     if text.startswith(_FIELD_OF_ERROR):
         return _FAILED
@@ -250,6 +250,11 @@ def _is_plain(event: Answer) -> bool:
         and choices[0].finish_reason is None
         and choices[0].has_content()
     )
+
+
+def begins_document(text: bytes) -> bool:
+    """It is no event: whoever relays it would take it for a whole answer."""
+    return text[:16].lstrip()[:1] in (b"{", b"[")
 
 
 def event_data(text: bytes) -> bytes:
