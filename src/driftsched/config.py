@@ -175,6 +175,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Send a request away at once if it is all but certain to be sent away later."""
     shed: bool = True
     """Give the places of waiting requests in a full queue to others of better value."""
+    engines_away_seconds: float = 30.0
+    """While no engine can be reached, how long requests wait for one to come back; 0: they are refused at once."""
     max_wait_seconds: MaxWaitSettings = MaxWaitSettings()
     max_reranks: int = MAX_RERANKS
     """Waiting requests predicted and placed anew at each end of a request; 0: they keep the place of admission."""
@@ -636,8 +638,9 @@ def _check_limits(limits: LimitSettings) -> None:
             raise ConfigError(f"limits.{name}: must be greater than 0, not {value}")
     if limits.max_reranks < 0:
         raise ConfigError(f"limits.max_reranks: must be 0 or more, not {limits.max_reranks}")
-    if not 0 <= limits.drain_seconds < inf:
-        raise ConfigError(f"limits.drain_seconds: must be a number of 0 or more, not {limits.drain_seconds}")
+    for name in ("engines_away_seconds", "drain_seconds"):
+        if not 0 <= getattr(limits, name) < inf:
+            raise ConfigError(f"limits.{name}: must be a number of 0 or more, not {getattr(limits, name)}")
     for name in (
         "max_wait_seconds",
         "max_waiting_per_tier",

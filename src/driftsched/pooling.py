@@ -35,8 +35,12 @@ class Fleet:
         *,
         affinity: Affinity = "none",
         retries: RetrySettings | None = None,
+        away_seconds: float = 0.0,
     ) -> None:
-        """Raises `ConfigError` if an engine cannot be made, or two have one name."""
+        """`away_seconds`: how long requests wait while no engine can be reached.
+
+        Raises `ConfigError` if an engine cannot be made, or two have one name.
+        """
         retries = retries or RetrySettings()
         members = [_member(settings) for settings in engines]
         self._settings = {member.engine.name: settings for member, settings in zip(members, engines, strict=True)}
@@ -45,12 +49,15 @@ class Fleet:
             checked=[name for name, settings in self._settings.items() if settings.check_seconds is not None],
             affinity=affinity,
             budget=RetryBudget(retries.share, retries.burst),
+            away_seconds=away_seconds,
         )
         self.queue = MemoryQueue(self.pool.slots)
         self.control = DispatchControl(
             members, self.pool, on_limit=self._use_limit, waits=lambda: self.queue.num_waiting > 0
         )
-        self.catalogue = Catalogue([member.engine for member in members], on_slots=self.control.told)
+        self.catalogue = Catalogue(
+            [member.engine for member in members], on_slots=self.control.told, away_seconds=away_seconds
+        )
         self._checks = HealthChecks(self.pool)
         self._slots_changed = asyncio.Event()
         self._following: asyncio.Task[None] | None = None

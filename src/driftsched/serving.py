@@ -153,6 +153,8 @@ def build_gateway(
         metrics.watch_engines(control.states)
     if isinstance(engine, EnginePool):
         engine.expect(scheduler.expected_tokens_of)
+        engine.on_return(lambda: scheduler.resumed(clock.now()))
+        metrics.watch_away(lambda: engine.away_seconds)
     if shadow is not None:
         metrics.registry.register(ShadowMetrics(shadow))
     if reloads is not None:
@@ -372,7 +374,12 @@ def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncE
     journal = open_journal(settings)
     if journal is not None:
         closings.callback(journal.close)
-    fleet = Fleet(settings.engines, affinity=settings.affinity, retries=settings.retries)
+    fleet = Fleet(
+        settings.engines,
+        affinity=settings.affinity,
+        retries=settings.retries,
+        away_seconds=settings.limits.engines_away_seconds,
+    )
     closings.push_async_callback(fleet.close)
     tuning = make_tuning(settings)
     shadow = open_shadow(settings, lambda: fleet.queue.max_inflight, tuning)

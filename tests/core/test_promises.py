@@ -87,6 +87,13 @@ def test_the_pace_is_that_of_times_in_which_somebody_waited() -> None:
     assert known == promises.tokens_per_second
 
 
+def test_a_time_in_which_nothing_could_be_dispatched_does_not_count() -> None:
+    promises = promises_at_pace()
+    promises.resumed(300.0)
+    promises.ended(PACE, 1, 301.0)
+    assert pytest.approx(SHARE * PACE, rel=0.01) == promises.tokens_per_second
+
+
 def test_the_latest_that_is_free_is_booked_and_the_next_goes_before_it() -> None:
     promises = promises_at_pace()
     last = 16.0 - GUARD * STRETCH - STRETCH  # that of the last stretch, at whose end the wait is not yet over

@@ -565,6 +565,17 @@ def test_time_without_requests_does_not_slow_the_measured_pool() -> None:
     assert pytest.approx(40, rel=0.01) == scheduler.load.tokens_per_second
 
 
+def test_an_outage_of_the_engines_does_not_slow_the_measured_pool() -> None:
+    scheduler = scheduler_of(slots=2)
+    for name in ("a", "b"):
+        step(scheduler.submit(request_at(0.0, name), 0.0))
+        dispatched(scheduler, 0.0)
+    step(scheduler.finish("a", Usage(10, 40), "stop", 1.0))
+    scheduler.resumed(101.0)
+    step(scheduler.finish("b", Usage(10, 40), "stop", 102.0))
+    assert pytest.approx(40, rel=0.01) == scheduler.load.tokens_per_second
+
+
 # Parts that fail
 
 

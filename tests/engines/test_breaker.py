@@ -220,3 +220,24 @@ def test_a_full_engine_is_spared_for_the_longest_time_it_asked_for() -> None:
     breaker.busy(breaker.begin(0.0), 0.0, 7.0)
     breaker.busy(breaker.begin(0.0), 0.0, 1.0)
     assert (True, False) == (breaker.is_busy(6.9), breaker.is_busy(7.0))
+
+
+def test_an_early_trial_that_fails_changes_nothing() -> None:
+    breaker = opened(unreachable=True, is_checked=True)
+    due_at = breaker.due_at()
+    for _ in range(10):
+        breaker.failed(breaker.begin(0.1, early=True), 0.1, is_check=True)
+        assert ("open", due_at, True, False) == (
+            breaker.state(0.1),
+            breaker.due_at(),
+            breaker.is_away,
+            breaker.is_lost,
+        )
+
+
+def test_an_early_trial_that_succeeds_closes_it() -> None:
+    breaker = opened(unreachable=True, is_checked=True)
+    breaker.succeeded(breaker.begin(0.1))
+    assert not breaker.is_closed
+    breaker.succeeded(breaker.begin(0.1, early=True))
+    assert breaker.is_closed

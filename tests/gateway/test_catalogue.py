@@ -127,6 +127,26 @@ async def test_who_probes_does_not_wait_for_an_engine_that_hangs() -> None:
         assert [True, True] == [await catalogue.ready(), await catalogue.ready()]
 
 
+async def test_engines_that_went_away_are_waited_for_and_those_never_seen_are_not() -> None:
+    now = [0.0]
+    engine = Engine("a", None)
+    catalogue = Catalogue([engine], on_slots=Slots(), ready_seconds=1.0, away_seconds=30.0, clock=lambda: now[0])
+
+    async def ready_at(instant: float) -> bool:
+        now[0] = instant
+        return await catalogue.ready()
+
+    assert not await ready_at(0.0)
+    engine.told = Told(("m",))
+    assert await ready_at(10.0)
+    engine.told = None
+    assert [True, True, False, False] == [await ready_at(seconds) for seconds in (1000.0, 1029.0, 1031.0, 2000.0)]
+    engine.told = Told(("m",))
+    assert await ready_at(2010.0)
+    engine.told = None
+    assert await ready_at(2020.0)
+
+
 @pytest.mark.parametrize("told", [None, Told(("m",))])
 async def test_many_probes_ask_an_engine_once(told: Told | None) -> None:
     engine = Engine("a", told)

@@ -36,8 +36,8 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 @asynccontextmanager
-async def serving(app: Any, edge: EdgeLimits | None = None) -> AsyncIterator[str]:
-    """Serve an ASGI application on a free port of the loopback interface; give its URL."""
+async def serving(app: Any, edge: EdgeLimits | None = None, *, port: int = 0) -> AsyncIterator[str]:
+    """Serve an ASGI application on a port of the loopback interface, 0 for a free one; give its URL."""
     config = uvicorn.Config(
         app,
         http=edge_protocol(edge or EdgeLimits()),
@@ -50,7 +50,7 @@ async def serving(app: Any, edge: EdgeLimits | None = None) -> AsyncIterator[str
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         await server.startup(sockets=[listener])
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -87,6 +87,7 @@ def listener_told_of(*events: Event) -> PrometheusListener:
     listener = PrometheusListener(policy="fair", estimator="calibrated", version="1.2.3", wall_clock=lambda: 1.75e9)
     listener.watch(lambda: LOAD, calibration=lambda: [DRIFTED])
     listener.watch_engines(lambda: [WATCHED, SILENT])
+    listener.watch_away(lambda: 0.0)
     for event in events:
         listener(event)
     return listener

@@ -113,6 +113,10 @@ class Promises:
         if self._books:
             self._pace.observe(now, busy=True)
 
+    def resumed(self, now: float) -> None:
+        """Nothing could be dispatched until now."""
+        self._pace.observe(now, busy=False)
+
     def ended(self, tokens: float, num_inflight: int, now: float) -> None:
         """One of `num_inflight` answers ended, for which so many tokens had been predicted."""
         if not self._books:

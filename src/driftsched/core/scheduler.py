@@ -301,6 +301,11 @@ class Scheduler:
             await self._move(self._unplaced.popleft())
         return bool(self._unplaced)
 
+    def resumed(self, now: float) -> None:
+        """The engines were away until now: that time says nothing of how fast they are."""
+        self._throughput.observe(now, busy=False)
+        self._promises.resumed(now)
+
     def use_bounds(self, bounds: Bounds) -> None:
         """Let others bound what may wait from here on; what waits already may stay."""
         self._bounds = bounds

@@ -83,9 +83,12 @@ class Breaker:
         """When an engine that is away is to be asked again; None if it is not away."""
         return self._open_until if self.is_away else None
 
-    def begin(self, now: float) -> int:
-        """Something is sent, allowed or not. To be handed back with what becomes of it."""
-        if self._open_until is not None and now >= self._open_until:
+    def begin(self, now: float, *, early: bool = False) -> int:
+        """Something is sent, allowed or not. To be handed back with what becomes of it.
+
+        `early`: it is a trial although the time for one has not come; if it fails, nothing has changed.
+        """
+        if self._open_until is not None and (early or now >= self._open_until):
             self._on_trial = True
         return self._epoch
 
@@ -106,8 +109,9 @@ class Breaker:
             return
         is_away = unreachable or is_check
         if self._open_until is not None:
-            if self._on_trial:
+            if self._on_trial and now >= self._open_until:
                 self._open(now, is_away)
+            self._on_trial = False
             return
         self._outcomes.append(True)
         self._num_consecutive += 1

@@ -8,6 +8,8 @@ _logger = logging.getLogger(__name__)
 
 MIN_PAUSE_SECONDS = 0.01
 """Between two checks of one engine, whatever its breaker says."""
+MAX_PAUSE_SECONDS = 2.0
+"""Between two looks whether an engine has gone away, which requests find out too, however seldom it is checked."""
 
 
 class Ward(Protocol):
@@ -42,9 +44,15 @@ class HealthChecks:
             await self.forget(name)
 
     async def _watch(self, name: str, seconds: float) -> None:
+        left = seconds
         while True:
             due_in = self._ward.due_in(name)
-            await asyncio.sleep(seconds if due_in is None else max(MIN_PAUSE_SECONDS, due_in))
+            if due_in is None and left > MAX_PAUSE_SECONDS:
+                await asyncio.sleep(MAX_PAUSE_SECONDS)
+                left -= MAX_PAUSE_SECONDS
+                continue
+            await asyncio.sleep(left if due_in is None else max(MIN_PAUSE_SECONDS, due_in))
+            left = seconds
             try:
                 await self._ward.check(name)
             except Exception:  # one check that fails must not end all later ones

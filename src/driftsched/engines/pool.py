@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from random import Random
 from time import monotonic
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +14,7 @@ from driftsched.core.errors import EngineError
 from driftsched.core.limit import Standing
 from driftsched.core.model import Request
 from driftsched.core.protocols import Chunk, Engine, Prioritising, Saturation
+from driftsched.engines.away import Away
 from driftsched.engines.balance import Affinity, Job, Work, affinity_key, least_work, preferred
 from driftsched.engines.breaker import Breaker
 from driftsched.engines.payload import Payload
@@ -23,6 +24,9 @@ _logger = logging.getLogger(__name__)
 
 FirstTokenListener = Callable[[int, float], None]
 """Told the prompt tokens of a request and the seconds from its dispatch to its first token."""
+
+HOLD_CHECK_SECONDS = 1.0
+"""Between two checks of an engine that requests wait for."""
 
 _ILL = frozenset(
     {"engine_unreachable", "engine_timeout", "broken_stream", "garbage", "engine_error", "engine_auth"}
@@ -87,7 +91,8 @@ class _Sent:
 class EnginePool:
     """Sends each request to the well replica with the least work, and elsewhere if that could not begin to answer.
 
-    docs/pools.md says when a replica is left alone, and which failures are tried again.
+    docs/pools.md says when a replica is left alone, which failures are tried again, and what becomes of requests
+    while no replica can be reached.
     """
 
     name = "pool"
@@ -99,12 +104,14 @@ class EnginePool:
         checked: Iterable[str] = (),
         affinity: Affinity = "none",
         budget: RetryBudget | None = None,
+        away_seconds: float = 0.0,
         clock: Callable[[], float] = monotonic,
         seed: int | None = None,
     ) -> None:
         """`engines`: each with the number of requests it may serve at once, > 0. At least one.
 
         `checked`: names of those that somebody asks from time to time whether they are well (see `check`).
+        `away_seconds`, >= 0: how long requests wait while none can be reached; 0: they are refused at once.
         `clock`: seconds that never run backwards; `seed`: of the jitter in how long a replica is left alone.
         """
         if not engines:
@@ -121,16 +128,26 @@ class EnginePool:
         self._budget = budget or RetryBudget()
         self._expected: Callable[[str], float] | None = None
         self._on_slots: Callable[[], None] | None = None
+        self._on_return: Callable[[], None] | None = None
+        self._away = Away(away_seconds, self._tell_slots, self._clock)
 
     @property
     def slots(self) -> int:
         """Requests the pool may serve at once: those of the replicas that are well; if none is, of all.
 
-        What drains does not count.
+        What drains does not count. While requests wait for one to come back: one for each that only a request can
+        find to be back.
         """
         members = [member for member in self._members if not member.is_draining]
+        if self._away.holds:
+            return sum(not member.breaker.is_checked for member in members)
         well = sum(member.slots for member in members if member.breaker.is_closed)
         return well or sum(member.slots for member in members)
+
+    @property
+    def away_seconds(self) -> float:
+        """For which no replica could be reached; 0 while one can."""
+        return self._away.seconds
 
     @property
     def prioritises(self) -> bool:
@@ -170,6 +187,10 @@ class EnginePool:
         """Tell `listener` whenever `slots` changes otherwise: a replica fell ill, is well again, comes or goes."""
         self._on_slots = listener
 
+    def on_return(self, listener: Callable[[], None]) -> None:
+        """Tell `listener` when a replica is back that requests waited for, before `slots` changes."""
+        self._on_return = listener
+
     def expect(self, expected_tokens: Callable[[str], float]) -> None:
         """Ask `expected_tokens` for the completion tokens predicted for a request, by its id, >= 0."""
         self._expected = expected_tokens
@@ -201,8 +222,17 @@ class EnginePool:
         tried: list[_Member] = []
         num_broken = 0
         has_begun = False
+        waits_until: float | None = None
         while True:
-            member = self._choose(request, tried)
+            try:
+                member = self._choose(request, tried)
+            except EngineError:  # none can be reached
+                if waits_until is None:
+                    waits_until = self._waits_until(request)
+                if not self._away.holds or self._clock() >= waits_until:
+                    raise
+                await self._away.wait(self._next_look(waits_until))
+                continue
             tried.append(member)
             expected = self._expected(request.id) if self._expected else 1.0
             sent = _Sent(member.work.begin(expected), request.prompt_tokens, monotonic(), member.on_first_token)
@@ -224,9 +254,13 @@ class EnginePool:
                 self._judge(member, epoch, error)
                 num_broken += error.kind == "broken_stream"
                 is_passed_on = has_begun and not _is_gathered(request)
-                if is_passed_on or not may_go_elsewhere(error, num_broken) or not self._others_left(tried):
+                if is_passed_on or not may_go_elsewhere(error, num_broken):
                     raise
-                if not self._budget.withdraw():
+                if not self._others_left(tried):
+                    if not self._may_come_back(error):
+                        raise
+                    tried.clear()
+                if not self._away.holds and not self._budget.withdraw():
                     member.num_unretried += 1
                     raise
                 member.num_retries += 1
@@ -245,7 +279,7 @@ class EnginePool:
         is_ill = not breaker.is_closed and not breaker.is_away
         if is_ill or not isinstance(member.engine, Checkable):
             return
-        epoch = breaker.begin(self._clock())
+        epoch = breaker.begin(self._clock(), early=self._away.holds)
         try:
             await member.engine.check()
         except EngineError as error:
@@ -259,9 +293,14 @@ class EnginePool:
             member.call_off()
 
     def due_in(self, name: str) -> float | None:
-        """Seconds until an engine that cannot be reached is to be asked again; None if it can be reached."""
+        """Seconds until an engine that cannot be reached is to be asked again; None if it can be reached.
+
+        No more than a second while requests wait for one to come back.
+        """
         due_at = self._member(name).breaker.due_at()
-        return None if due_at is None else max(0.0, due_at - self._clock())
+        if due_at is None:
+            return None
+        return min(max(0.0, due_at - self._clock()), HOLD_CHECK_SECONDS if self._away.holds else inf)
 
     async def saturation(self) -> Saturation:
         """Full when every replica is; healthy while one is."""
@@ -269,6 +308,7 @@ class EnginePool:
         return Saturation(min(state.fraction for state in states), any(state.healthy for state in states))
 
     async def close(self) -> None:
+        self._away.end()
         for member in self._members:
             await member.engine.close()
 
@@ -311,12 +351,35 @@ class EnginePool:
             breaker.busy(epoch, now, _seconds(error.retry_after))
         else:
             breaker.succeeded(epoch)
-        if breaker.is_closed == was_closed:
-            return
+        changed = breaker.is_closed != was_closed
         if breaker.num_opened > num_before:
             _logger.warning("engine %s is left alone for a while: %s", member.name, error)
-        else:
+        elif changed:
             _logger.info("engine %s is well again", member.name)
+        self._look_round()
+        if changed:
+            self._tell_slots()
+
+    def _may_come_back(self, error: EngineError) -> bool:
+        """Whether it is worth asking the same replicas once more, though none is left to be tried now."""
+        return self._away.holds or (error.kind == "broken_stream" and self._away.may_hold)
+
+    def _waits_until(self, request: Request) -> float:
+        """The instant up to which a request that finds no replica waits for one, at most once in its life."""
+        return min(request.expires_at, self._clock() + self._away.max_seconds)
+
+    def _next_look(self, until: float) -> float:
+        """Seconds until then, or until a request may try a replica that nobody checks."""
+        unchecked = (member.breaker.due_at() for member in self._open if not member.breaker.is_checked)
+        return min(until, *(due_at for due_at in unchecked if due_at is not None), inf) - self._clock()
+
+    def _look_round(self) -> None:
+        """Is there a replica that can be reached?"""
+        none_there = all(member.breaker.is_away for member in self._open)
+        if self._away.see(none_there=none_there) and self._on_return is not None:
+            self._on_return()
+
+    def _tell_slots(self) -> None:
         if self._on_slots is not None:
             self._on_slots()
 
@@ -328,8 +391,8 @@ class EnginePool:
     def _regroup(self) -> None:
         """Who may be given requests: if all drain, still all, for what was dispatched just before."""
         self._open = [member for member in self._members if not member.is_draining] or self._members
-        if self._on_slots is not None:
-            self._on_slots()
+        self._look_round()
+        self._tell_slots()
 
     def _member(self, name: str) -> _Member:
         for member in self._members:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
@@ -43,11 +44,14 @@ class Catalogue:
         on_slots: Callable[[str, int], Awaitable[None]],
         retry_seconds: float = 2.0,
         ready_seconds: float = 1.0,
+        away_seconds: float = 0.0,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """`on_slots(engine name, slots)` is told how many requests an engine serves at once, when it said so.
 
-        `ready_seconds`: how long an answer to a readiness probe is good for. Raises `ConfigError` if two engines
-        have the same name.
+        `ready_seconds`: how long an answer to a readiness probe is good for. `away_seconds`: how long requests wait
+        for engines that went away, so that there is no need to send them elsewhere. `clock`: seconds that never run
+        backwards. Raises `ConfigError` if two engines have the same name.
         """
         self._engines = {engine.name: engine for engine in engines}
         if len(self._engines) < len(engines):
@@ -56,8 +60,11 @@ class Catalogue:
         self._on_slots = on_slots
         self._retry_seconds = retry_seconds
         self._ready_seconds = ready_seconds
+        self._away_seconds = away_seconds
+        self._clock = clock
         self._ready = False
-        self._ask_again_at = 0.0
+        self._silent_since: float | None = None
+        self._ask_again_at = -inf
         self._probing = asyncio.Lock()
         self._asking: set[asyncio.Task[bool]] = set()
         self._retrying: asyncio.Task[None] | None = None
@@ -101,11 +108,17 @@ class Catalogue:
         self._told.pop(name, None)
 
     async def ready(self) -> bool:
-        """Does any engine answer? However many probes come, engines are asked at most once in `ready_seconds`."""
+        """Does any engine answer, or did one until less than `away_seconds` ago?
+
+        However many probes come, engines are asked at most once in `ready_seconds`.
+        """
         async with self._probing:
-            if monotonic() >= self._ask_again_at:
-                self._ready = await self._any_answers()
-                self._ask_again_at = monotonic() + self._ready_seconds
+            if self._clock() >= self._ask_again_at:
+                answers = await self._any_answers()
+                self._ready = answers or self._may_come_back()
+                if answers:
+                    self._silent_since = None
+                self._ask_again_at = self._clock() + self._ready_seconds
             return self._ready
 
     async def _any_answers(self) -> bool:
@@ -119,6 +132,13 @@ class Catalogue:
             if await answer:
                 return True
         return False
+
+    def _may_come_back(self) -> bool:
+        """Whether engines that do not answer did so lately: requests wait for them."""
+        now = self._clock()
+        if self._silent_since is None:
+            self._silent_since = now if self._told else -inf  # those that have never answered are not waited for
+        return now - self._silent_since < self._away_seconds
 
     async def _answers(self, engine: Discoverable) -> bool:
         """As `_ask`, once it is too late to refuse to start: an engine that differs counts as silent."""

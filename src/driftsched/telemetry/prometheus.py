@@ -91,6 +91,11 @@ class PrometheusListener:
         """Export the limit of each engine and what it says of itself, read at each scrape. Call once."""
         self.registry.register(_Engines(states))
 
+    def watch_away(self, seconds: Callable[[], float]) -> None:
+        """Export for how long no engine could be reached, read at each scrape. Call once."""
+        text = "For which no engine could be reached; 0 while one can"
+        Gauge("driftsched_engines_away_seconds", text, registry=self.registry).set_function(seconds)
+
     def export(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
