@@ -192,6 +192,8 @@ class Scheduler:
         """The next ticket to serve, if one waits and a slot is free."""
         if self._backlog.inflight_tokens >= self._max_inflight_tokens:
             return None  # even if a smaller one would fit: it would not be its turn
+        if not self._backlog.num_waiting:
+            return None
         ticket = await self._queue.pop(now)
         if ticket is None:
             return None

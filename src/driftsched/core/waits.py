@@ -121,7 +121,8 @@ class Waits:
 
     def _remaining(self, waiting: "_Waiting", waited: float) -> Eta:
         passed = waited / waiting.drain_seconds
-        low, middle, high = self._told(waiting.kind, passed) or _untold(passed)
+        told = self._told(waiting.kind, passed) if passed else waiting.told
+        low, middle, high = told or _untold(passed)
         return Eta(*(max(0.0, factor * waiting.drain_seconds - waited) for factor in (middle, low, high)))
 
     def _told(self, kind: _Kind, passed: float) -> tuple[float, float, float] | None:

@@ -402,7 +402,7 @@ class Gateway:
             raise self._too_large()
         try:
             async with asyncio.timeout(self._max_stall_seconds):
-                return await whole_body(receive, self._max_body_bytes, self._too_large())
+                return await whole_body(receive, self._max_body_bytes, self._too_large)
         except TimeoutError:
             raise HttpError(408, "The body took too long to arrive.", code="body_timeout", headers=_CLOSE) from None
 

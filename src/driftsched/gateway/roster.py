@@ -80,9 +80,12 @@ async def _tell(send: Send, status: int, document: Row) -> None:
 
 async def _small_body(receive: Receive) -> bytes:
     """Raises `HttpError` 408 or 413, and `ClientLeftError`."""
-    too_large = HttpError(413, f"An engine takes no more than {MAX_BYTES} bytes.", code="body_too_large")
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await whole_body(receive, MAX_BYTES, too_large)
+            return await whole_body(receive, MAX_BYTES, _too_large)
     except TimeoutError:
         raise HttpError(408, "The body took too long to arrive.", code="body_timeout") from None
+
+
+def _too_large() -> HttpError:
+    return HttpError(413, f"An engine takes no more than {MAX_BYTES} bytes.", code="body_too_large")
