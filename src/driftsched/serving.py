@@ -33,7 +33,7 @@ from driftsched.gateway.app import Gateway, Readiness
 from driftsched.gateway.dispatcher import MonotonicClock
 from driftsched.gateway.edge import EdgeLimits, edge_protocol
 from driftsched.gateway.front import Front, Pool
-from driftsched.gateway.holding import Holding
+from driftsched.gateway.holding import Holding, Places
 from driftsched.gateway.openapi import encoded, openapi_document
 from driftsched.gateway.roster import Roster
 from driftsched.gateway.tenants import KeyedTenants, OpenTenants
@@ -85,14 +85,16 @@ def build_gateway(
     listeners: Sequence[Listener] = (),
     pool: str = DEFAULT_POOL,
     quotas: Quotas | None = None,
+    places: Places | None = None,
     trace: Callable[[str], Span] | None = None,
     reloads: Reloads | None = None,
     roster: Roster | None = None,
 ) -> Gateway:
     """A gateway with the policy, estimator and limits of `settings`. Raises `ConfigError`.
 
-    `pool` tells what its estimator learnt from what those of others did; `quotas` may be shared with them, and so
-    may `reloads`, which are exported. `roster`: what operators may change of the engines.
+    `pool` tells what its estimator learnt from what those of others did; `quotas` and `places`
+    may be shared with them, and so may `reloads`, which are exported.
+    `roster`: what operators may change of the engines.
 
     Whoever made `journal`, `state` and `shadow` closes them, once the gateway has come to rest, and starts the last
     two before.
@@ -142,6 +144,7 @@ def build_gateway(
         max_held=settings.limits.max_waiting_per_tenant,
         max_held_bytes=settings.limits.max_waiting_bytes,
         keep_alive_seconds=settings.limits.keep_alive_seconds,
+        places=places,
     )
     metrics.watch(
         lambda: scheduler.load,
@@ -276,6 +279,7 @@ class _Shared:
 
     state: StateKeeper | None
     quotas: Quotas
+    places: Places
     reloads: Reloads
     access_log: AccessLog | None
     otel: "OpenTelemetry | None"
@@ -367,7 +371,7 @@ def _share(settings: Settings, closings: AsyncExitStack) -> _Shared:
     state = open_state(settings)
     if state is not None:
         closings.callback(state.close)
-    return _Shared(state, Quotas(), Reloads(), access_log, otel)
+    return _Shared(state, Quotas(), Places(), Reloads(), access_log, otel)
 
 
 def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncExitStack) -> _House:
@@ -401,6 +405,7 @@ def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncE
         trace=shared.otel.span if shared.otel else None,
         pool=name,
         quotas=shared.quotas,
+        places=shared.places,
         reloads=shared.reloads,
         roster=fleet,
     )

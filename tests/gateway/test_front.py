@@ -11,11 +11,12 @@ import aiohttp
 import msgspec
 import pytest
 
-from driftsched.config import AdminSettings, PartSettings, Settings, TenantSettings, hash_key
+from driftsched.config import AdminSettings, PartSettings, QuotaSettings, Settings, TenantSettings, hash_key
 from driftsched.engines.openai import OpenAIEngine
 from driftsched.gateway.catalogue import Catalogue
 from driftsched.gateway.errors import HttpError
 from driftsched.gateway.front import Front, Pool
+from driftsched.gateway.holding import Places
 from driftsched.gateway.roster import Row
 from driftsched.queues.memory import MemoryQueue
 from driftsched.serving import build_gateway
@@ -77,6 +78,7 @@ async def street(
     """`asks`: the pools serve what their engines say; else what the operator says. `silent`: they say nothing."""
     async with AsyncExitStack() as stack:
         upstreams, pools, queues = {}, [], {}
+        places = Places()
         for name, behaviour in (("small", small), ("large", large)):
             listing = answer(msgspec.json.encode({"data": [{"id": f"{name}-1"}]}))
             upstream = FaultyUpstream(behaviour or stream(), routes={"/v1/models": listing})
@@ -94,7 +96,13 @@ async def street(
                 tenants=list(tenants),
             )
             gateway = build_gateway(
-                settings, engine=engine, queue=queues[name], catalogue=catalogue, pool=name, roster=Names()
+                settings,
+                engine=engine,
+                queue=queues[name],
+                catalogue=catalogue,
+                pool=name,
+                roster=Names(),
+                places=places,
             )
             models = [] if asks else [f"{name}-1"]
             pools.append(Pool(name, gateway, catalogue, models, {f"gpt-{name}": f"{name}-1"}))
@@ -388,3 +396,26 @@ async def test_a_refusal_at_the_face_has_the_id_of_its_request(http: aiohttp.Cli
         headers = {"x-request-id": "mine"}
         async with http.post(there.url + CHAT, json=chat(model="huge-1"), headers=headers) as response:
             assert (404, "mine") == (response.status, response.headers["x-request-id"])
+
+
+async def test_the_requests_that_a_tenant_may_have_at_a_time_are_counted_over_all_pools(
+    http: aiohttp.ClientSession,
+) -> None:
+    quota = QuotaSettings(max_inflight=1)
+    ann = TenantSettings("ann", quota=quota, keys_sha256=[hash_key("ann-key")])
+    async with street(small=hang_before_headers(), tenants=[ann]) as there:
+        http.headers["authorization"] = "Bearer ann-key"
+        first = asyncio.create_task(post(http, there.url, model="small-1"))
+        await until(lambda: there.queues["small"].num_inflight == 1)
+        second = asyncio.create_task(
+            http.post(there.url + CHAT, json=chat(model="large-1"), headers={"x-request-id": "2nd"}).__aenter__()
+        )
+        while (await get(http, f"{there.url}/v1/queue/2nd"))[0] == 404:
+            pass
+        _, found = await get(http, f"{there.url}/v1/queue/2nd")
+        assert "held" == msgspec.json.decode(found)["status"]
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        response = await second
+        assert 200 == response.status
+        await response.read()

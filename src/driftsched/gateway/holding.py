@@ -32,6 +32,10 @@ class _Account:
             self.held.popleft().set_result(None)
 
 
+class Places(dict[str, _Account]):
+    """Of all accounts that have somebody present, by name. Several gateways may share them."""
+
+
 class Holding:
     """Places of tenants with `max_inflight`. Those of one account share them."""
 
@@ -43,6 +47,7 @@ class Holding:
         max_held: int,
         max_held_bytes: int,
         keep_alive_seconds: float | None = None,
+        places: Places | None = None,
     ) -> None:
         """`max_held`: requests of one account that may be held, unless its `max_waiting` says another number.
 
@@ -54,7 +59,7 @@ class Holding:
         self.max_held = max_held
         self.max_held_bytes = max_held_bytes
         self._keep_alive_seconds = keep_alive_seconds
-        self._accounts: dict[str, _Account] = {}  # of those that have somebody present
+        self._accounts = Places() if places is None else places
         self._ids: set[str] = set()
         self._bytes = 0
 
