@@ -355,7 +355,7 @@ def test_a_pool_has_what_is_its_own_and_for_the_rest_what_holds_for_all(tmp_path
     ("text", "complaint"),
     [
         ("engines: [{url: 'http://c'}]", "pools: engines belong into a pool"),
-        ("shadow: [sjf]", "pools: shadow and tuning"),
+        ("shadow: ['slack:beta']", r"pools\[0\]: shadow\[0\]"),
         ("pools: [{name: a, engines: []}]", r"pools\[0\]: engines: name at least one"),
         ("pools: [{name: 'a b', engines: [{url: x}]}]", r"pools\[0\].name"),
         ("pools: [{name: a, engines: [{url: x}]}, {name: a, engines: [{url: x}]}]", r"pools\[1\].name"),

@@ -302,6 +302,8 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: PartSettings | None = None
     estimator: PartSettings | None = None
     limits: LimitSettings | None = None
+    shadow: list[str] | None = None
+    tuning: TuningSettings | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -392,10 +394,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _check_pools(self) -> None:
         if self.engines:
             raise ConfigError("pools: engines belong into a pool each: leave out the engines beside the pools")
-        if self.shadow or self.tuning.goal is not None:
-            raise ConfigError(
-                "pools: shadow and tuning work with a single set of engines: leave out one or the other"
-            )
         seen: set[str] = set()
         claimed: set[str] = set()
         for number, pool in enumerate(self.pools):
@@ -455,7 +453,7 @@ _POOL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENGINE_NAME = re.compile(r"[A-Za-z0-9.:_-]{1,100}")
 _ESSENTIAL = frozenset({"model", "messages", "prompt", "input", "stream"})
 _OF_ALL_POOLS = ("max_connections", "drain_seconds")
-_OVERRIDES = ("affinity", "retries", "policy", "estimator", "limits")
+_OVERRIDES = ("affinity", "retries", "policy", "estimator", "limits", "shadow", "tuning")
 
 
 def load_settings(path: Path) -> Settings:

@@ -87,6 +87,26 @@ def tuned(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, policy=PartSettings(*parse_spec(live)), shadow=list(shadows))
 
 
+def tuned_by_pool(settings: Settings, only: str) -> list[tuple[str, Settings]]:
+    """The name of each pool and what holds for it, tuning and all. Where there are no pools, `only` is the name.
+
+    Raises `ConfigError` naming the pool.
+    """
+    if not settings.pools:
+        own = tuned(settings)
+        own.check()  # the policies that tuning compares are shadows as well, and may be too many
+        return [(only, own)]
+    by_pool = []
+    for number, pool in enumerate(settings.pools):
+        try:
+            own = tuned(settings.of_pool(pool))
+            own.check()
+        except ConfigError as error:
+            raise ConfigError(f"pools[{number}]: {error}") from None
+        by_pool.append((pool.name, own))
+    return by_pool
+
+
 def make_tuning(settings: Settings) -> SelfTuning | None:
     """What changes the policy as `settings`, made by `tuned`, ask for. Raises `ConfigError`."""
     tuning = settings.tuning

@@ -43,7 +43,7 @@ from driftsched.policies import create_policy
 from driftsched.pooling import Fleet
 from driftsched.queues.memory import MemoryQueue
 from driftsched.reloading import Reloader, Source
-from driftsched.selftuning import SelfTuning, make_tuning, tuned
+from driftsched.selftuning import SelfTuning, make_tuning, tuned_by_pool
 from driftsched.shadowing import Shadowing
 from driftsched.sim.shadow import Terms
 from driftsched.telemetry.access import AccessLog
@@ -231,10 +231,18 @@ def open_journal(settings: Settings) -> Journal | None:
     )
 
 
-def open_shadow(settings: Settings, slots: Callable[[], int], tuning: SelfTuning | None = None) -> Shadowing | None:
+def open_shadow(
+    settings: Settings,
+    slots: Callable[[], int],
+    tuning: SelfTuning | None = None,
+    *,
+    pool: str = DEFAULT_POOL,
+    num_beside: int = 0,
+) -> Shadowing | None:
     """The shadow that `settings` asks for; to be started and closed. Raises `ConfigError`.
 
-    `slots`: requests that may be in flight now. `tuning` is told what the shadow finds.
+    `slots`: requests that may be in flight now. `tuning` is told what the shadow finds. `num_beside`:
+    shadows of other pools.
     """
     if not settings.shadow:
         return None
@@ -248,6 +256,8 @@ def open_shadow(settings: Settings, slots: Callable[[], int], tuning: SelfTuning
             settings.limits.reject_unattainable,
         ),
         listeners=(tuning.hear,) if tuning else (),
+        pool="" if pool == DEFAULT_POOL else pool,
+        num_beside=num_beside,
     )
 
 
@@ -267,16 +277,16 @@ def serve(settings: Settings, source: Source | None = None) -> None:
     `source`: where they came from, to be read anew when it changes.
     """
     settings.check()
-    loaded, settings = settings, tuned(settings)
-    settings.check()  # the policies that tuning compares are shadows as well, and may be too many
+    by_pool = tuned_by_pool(settings, DEFAULT_POOL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, loaded, source))
+        runner.run(_serve(settings, by_pool, source))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
     """What all pools have in common."""
 
+    num_shadows: int
     state: StateKeeper | None
     quotas: Quotas
     places: Places
@@ -311,17 +321,16 @@ class _House:
         await self.fleet.start(self.gateway.dispatcher.dispatch)
 
 
-async def _serve(settings: Settings, loaded: Settings, source: Source | None) -> None:
+async def _serve(settings: Settings, by_pool: list[tuple[str, Settings]], source: Source | None) -> None:
     async with AsyncExitStack() as closings:
-        shared = _share(settings, closings)
-        pools = [(pool.name, settings.of_pool(pool)) for pool in settings.pools] or [(DEFAULT_POOL, settings)]
-        houses = [_open_house(name, own, shared, closings) for name, own in pools]
+        shared = _share(settings, sum(bool(own.shadow) for _, own in by_pool), closings)
+        houses = [_open_house(name, own, shared, closings) for name, own in by_pool]
         with closing(listen(settings.host, settings.port)) as listener:
             shared.start()
             for house in houses:
                 await house.start()
             if source is not None:
-                _follow(source, loaded, houses, shared.reloads, closings)
+                _follow(source, settings, houses, shared.reloads, closings)
             gc.set_threshold(GC_THRESHOLD)
             gc.collect()
             gc.freeze()  # what lives since the start lives to the end: the collector need not look at it again
@@ -360,7 +369,7 @@ def _stop_following(loop: asyncio.AbstractEventLoop) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _share(settings: Settings, closings: AsyncExitStack) -> _Shared:
+def _share(settings: Settings, num_shadows: int, closings: AsyncExitStack) -> _Shared:
     """`closings` is told of everything that is to be closed, as it is opened."""
     access_log = open_access_log(settings.log)
     if access_log is not None:
@@ -371,7 +380,7 @@ def _share(settings: Settings, closings: AsyncExitStack) -> _Shared:
     state = open_state(settings)
     if state is not None:
         closings.callback(state.close)
-    return _Shared(state, Quotas(), Places(), Reloads(), access_log, otel)
+    return _Shared(num_shadows, state, Quotas(), Places(), Reloads(), access_log, otel)
 
 
 def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncExitStack) -> _House:
@@ -386,7 +395,13 @@ def _open_house(name: str, settings: Settings, shared: _Shared, closings: AsyncE
     )
     closings.push_async_callback(fleet.close)
     tuning = make_tuning(settings)
-    shadow = open_shadow(settings, lambda: fleet.queue.max_inflight, tuning)
+    shadow = open_shadow(
+        settings,
+        lambda: fleet.queue.max_inflight,
+        tuning,
+        pool=name,
+        num_beside=shared.num_shadows - 1,
+    )
     if shadow is not None:
         closings.callback(shadow.close)
     if tuning is not None:

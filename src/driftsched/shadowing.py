@@ -36,9 +36,17 @@ class Shadowing:
         slots: Callable[[], int],
         terms: Terms | None = None,
         listeners: Sequence[EvidenceListener] = (),
+        pool: str = "",
+        num_beside: int = 0,
     ) -> None:
-        """Arguments as of `Shadow`. Raises `ConfigError` for a policy that cannot be made."""
+        """Arguments as of `Shadow`; `pool` is told in the log if there are several.
+
+        `num_beside`: shadows that work beside this one: all together take no more time than one.
+        Raises `ConfigError` for a policy that cannot be made.
+        """
         self._dominance = Dominance()
+        self._name = f"shadow of pool {pool}" if pool else "shadow"
+        self._rest_seconds = REST_SECONDS + num_beside * (REST_SECONDS + SLICE_SECONDS)
         self._shadow = Shadow(
             live,
             policies,
@@ -92,7 +100,7 @@ class Shadowing:
                 self._work_in_slices(self._shadow.steps())
                 self._closing.wait(IDLE_SECONDS)
         except Exception:  # of a plug-in, most likely: whoever serves goes on without a shadow
-            _logger.exception("shadow: stopped")
+            _logger.exception("%s: stopped", self._name)
         finally:
             self._shadow.close()
 
@@ -100,7 +108,7 @@ class Shadowing:
         until = perf_counter() + SLICE_SECONDS
         for _ in steps:
             if perf_counter() >= until:
-                if self._closing.wait(REST_SECONDS):
+                if self._closing.wait(self._rest_seconds):
                     return
                 until = perf_counter() + SLICE_SECONDS
 
@@ -110,11 +118,12 @@ class Shadowing:
         better = evidence.of(self._dominance.by) if self._dominance.by else None
         live = evidence.live
         if better is None:
-            _logger.info("shadow: no other policy is better than %s in every respect any more", live.policy)
+            _logger.info("%s: no other policy is better than %s in every respect any more", self._name, live.policy)
             return
         _logger.warning(
-            "shadow: %s is better than %s by more than %.0f %% in every respect: E2E P50 %.2f s, not %.2f s, "
+            "%s: %s is better than %s by more than %.0f %% in every respect: E2E P50 %.2f s, not %.2f s, "
             "and P99 %.2f s, not %.2f s, simulated on %d requests",
+            self._name,
             better.policy,
             live.policy,
             100 * MARGIN,

@@ -274,11 +274,13 @@ pools:
   - name: chat
     models: [simulated]
     engines: [{{url: "{first}"}}]
+    tuning: {{goal: p50 while p99 <= 1.2 x fifo}}
   - name: code
     aliases: {{gpt-4o: simulated}}
     policy: {{name: fifo}}
     engines: [{{url: "{second}", max_inflight: 2}}]
 journal: {{path: "{tmp_path}/requests.sqlite"}}
+shadow: [sjf]
 """,
             encoding="utf-8",
         )
@@ -290,6 +292,9 @@ journal: {{path: "{tmp_path}/requests.sqlite"}}
             await process.wait()
     assert b'driftsched_requests_finished_total{pool="chat",tier="standard"} 1.0' in page
     assert b'driftsched_requests_finished_total{pool="code",tier="standard"} 2.0' in page
+    for pool in (b"chat", b"code"):
+        assert b'driftsched_shadow_lag_seconds{pool="' + pool + b'"}' in page
+    assert b'policy="fair:slack=0"' in page
     assert ["requests.chat.sqlite", "requests.code.sqlite"] == databases_in(tmp_path)
 
 

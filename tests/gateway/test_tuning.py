@@ -10,11 +10,11 @@ from threading import Thread
 import aiohttp
 import pytest
 
-from driftsched.config import EngineSettings, PartSettings, Settings, TuningSettings
+from driftsched.config import EngineSettings, PartSettings, PoolSettings, Settings, TuningSettings
 from driftsched.core.errors import ConfigError
 from driftsched.core.events import Finished, PolicyChanged
 from driftsched.core.evidence import Evidence, PolicyTimes, Times
-from driftsched.selftuning import SelfTuning, candidates_of, make_tuning, tuned
+from driftsched.selftuning import SelfTuning, candidates_of, make_tuning, tuned, tuned_by_pool
 from driftsched.serving import open_shadow
 from driftsched.shadowing import Shadowing
 from driftsched.telemetry.journal import Journal, read_journal
@@ -170,3 +170,25 @@ def test_a_goal_or_time_that_makes_no_sense_is_refused_by_name() -> None:
         Settings(engines=engines, tuning=TuningSettings(goal="p95")).check()
     with pytest.raises(ConfigError, match=r"tuning.every_seconds: must be a number greater than 0, not 0"):
         Settings(engines=engines, tuning=TuningSettings(every_seconds=0.0)).check()
+
+
+def pools_of(**of_second: object) -> Settings:
+    engines = [EngineSettings("http://127.0.0.1:1")]
+    second = PoolSettings("b", engines, policy=PartSettings("sjf"), **of_second)  # type: ignore[arg-type]
+    return Settings(pools=[PoolSettings("a", engines), second], tuning=TuningSettings(goal=GOAL), shadow=["edf"])
+
+
+def test_each_pool_is_tuned_and_shadowed_by_what_holds_for_it() -> None:
+    settings = pools_of(tuning=TuningSettings(), shadow=[])
+    settings.check()
+    (first, a), (second, b) = tuned_by_pool(settings, "default")
+    assert [("a", "fair:slack=0", ["edf", *GRID, "fifo"]), ("b", "sjf", [])] == [
+        (first, a.policy_text, a.shadow),
+        (second, b.policy_text, b.shadow),
+    ]
+    assert (True, False) == (make_tuning(a) is not None, make_tuning(b) is not None)
+
+
+def test_a_pool_that_cannot_be_tuned_is_refused_by_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"pools\[1\]: tuning.candidates: give them: sjf has none"):
+        tuned_by_pool(pools_of(), "default")
