@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,7 +133,7 @@ def build_gateway(
         listeners=(
             metrics,
             log_drift,
-            log_policy,
+            log_policy if pool == DEFAULT_POOL else partial(log_policy, pool=pool),
             *(part for part in (decisions, journal, shadow, tuning) if part),
             *listeners,
         ),

@@ -10,7 +10,15 @@ from threading import Thread
 import aiohttp
 import pytest
 
-from driftsched.config import EngineSettings, PartSettings, PoolSettings, Settings, TuningSettings
+from driftsched.config import (
+    AdminSettings,
+    EngineSettings,
+    PartSettings,
+    PoolSettings,
+    Settings,
+    TuningSettings,
+    hash_key,
+)
 from driftsched.core.errors import ConfigError
 from driftsched.core.events import Finished, PolicyChanged
 from driftsched.core.evidence import Evidence, PolicyTimes, Times
@@ -30,6 +38,7 @@ def settings_of(policy: str = "fair", **options: object) -> Settings:
         policy=PartSettings(policy),
         estimator=PartSettings("calibrated"),
         tuning=TuningSettings(goal=GOAL, every_seconds=0.001, **options),  # type: ignore[arg-type]
+        admin=AdminSettings([hash_key("operators-only")]),
     )
     made.check()
     return tuned(made)
@@ -88,7 +97,7 @@ async def ask(http: aiohttp.ClientSession, house: House, number: int = 0) -> str
         return response.headers["x-driftsched-policy"]
 
 
-async def test_headers_metrics_and_journal_tell_the_policy_in_force(
+async def test_headers_metrics_journal_and_state_tell_the_policy_in_force(
     http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     journal = Journal(tmp_path / "j.db", policy="fair:slack=0", estimator="calibrated")
@@ -98,6 +107,9 @@ async def test_headers_metrics_and_journal_tell_the_policy_in_force(
             find(made, live="fair:slack=0", better="fair:slack=2")
             await until(lambda: made.house.of(PolicyChanged) != [])
             assert "fair:slack=2" == await ask(http, made.house)
+            key = {"authorization": "Bearer operators-only"}
+            async with http.get(f"{made.house.url}/admin/state", headers=key) as response:
+                assert "fair:slack=2" == (await response.json())["policy"]
             async with http.get(f"{made.house.url}/metrics") as response:
                 exported = await response.text()
             [change] = made.house.of(PolicyChanged)

@@ -27,3 +27,9 @@ def test_other_events_leave_no_line(caplog: pytest.LogCaptureFixture) -> None:
     for log in (log_drift, log_policy):
         log(Recalibrated(1.0, "m", "summary", 1.0, 1.1))
     assert [] == caplog.messages
+
+
+def test_the_pool_whose_policy_changed_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log_policy(PolicyChanged(1.0, "fifo", "sjf", "p50 is 12 % lower"), pool="chat")
+    assert "policy of pool chat changed from fifo to sjf: p50 is 12 % lower" == caplog.records[0].getMessage()

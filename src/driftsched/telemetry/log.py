@@ -18,7 +18,8 @@ def log_drift(event: Event) -> None:
         )
 
 
-def log_policy(event: Event) -> None:
-    """One line for each change of the policy: from here on requests are served in another order."""
+def log_policy(event: Event, pool: str = "") -> None:
+    """One line for each change of the policy, of the pool if it is named: the order is another from here on."""
     if isinstance(event, PolicyChanged):
-        _logger.info("policy changed from %s to %s: %s", event.before, event.after, event.why)
+        whose = f" of pool {pool}" if pool else ""
+        _logger.info("policy%s changed from %s to %s: %s", whose, event.before, event.after, event.why)
