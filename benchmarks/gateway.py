@@ -3,9 +3,10 @@
     python benchmarks/gateway.py --tools DIR [--litellm] [--router PROGRAM] [--repeats 3] [--json FILE]
 
 `DIR` holds `mock.c`, a fast OpenAI-like upstream, and `load.c`, a closed-loop client; both are compiled with `cc`.
-Measured are driftsched with the default policy and everything on, once with the estimator `calibrated` and once
-with `adaptive`; nginx, if it is installed; with `--litellm` LiteLLM, which is installed at first use; with
-`--router` the vLLM production stack's router, whose program is named. `peers.py` says how each is set up.
+Measured are driftsched with the default policy and everything on, once with the estimator `calibrated`, once with
+`adaptive`, and once with `calibrated` and `stream_whole_answers: false` ("unstreamed"); nginx, if it is installed;
+with `--litellm` LiteLLM, which is installed at first use; with `--router` the vLLM production stack's router, whose
+program is named. `peers.py` says how each is set up.
 
 A gateway has core 0 for itself in its turn; upstream and client share core 1. Bodies have 2 kB or 50 kB; a stream
 is 32 chunks, each written by itself. In every repeat all take turns at every case. The speed of a shared machine
@@ -158,6 +159,7 @@ def _commands(arguments: argparse.Namespace) -> dict[str, Command]:
     commands = {
         "driftsched calibrated": peers.driftsched("calibrated"),
         "driftsched adaptive": peers.driftsched("adaptive"),
+        "driftsched unstreamed": peers.driftsched("calibrated", stream_whole_answers=False),
         "nginx": peers.nginx,
     }
     if arguments.litellm:

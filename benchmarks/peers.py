@@ -29,13 +29,14 @@ Command = Callable[[Path, str, int], tuple[list[str], dict[str, str] | None]]
 """Of a folder for its files, the upstream's URL and the port to listen on: what to run, and its environment."""
 
 
-def driftsched(estimator: str) -> Command:
+def driftsched(estimator: str, *, stream_whole_answers: bool = True) -> Command:
     """With everything on that is used in production: keys, prediction, journal, kept state, metrics by tenant."""
 
     def command(folder: Path, upstream: str, port: int) -> tuple[list[str], None]:
-        files = folder / f"driftsched-{estimator}"
+        files = folder / f"driftsched-{estimator}-{stream_whole_answers}"
+        engine = {"url": upstream, "max_inflight": MAX_INFLIGHT, "stream_whole_answers": stream_whole_answers}
         settings: dict[str, Any] = {
-            "engines": [{"url": upstream, "max_inflight": MAX_INFLIGHT}],
+            "engines": [engine],
             "port": port,
             "estimator": {"name": estimator},
             "tenants": [{"id": "benchmark", "keys_sha256": [hash_key(KEY)]}],

@@ -73,6 +73,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Fields of a call that it does not get, besides those known of its kind."""
     rename_fields: dict[str, str] = {}
     """Fields that it knows by another name: what the client says, and what it gets."""
+    stream_whole_answers: bool = True
+    """Whether it is asked to stream also what a client wants whole: so it is seen to grow."""
     scrape_seconds: float | None = 1.0
     """Between two looks at the engine's metrics; None: it is never asked."""
     check_seconds: float | None = 2.0

@@ -219,6 +219,7 @@ def _http_engine(settings: EngineSettings) -> OpenAIEngine:
         priority=settings.priority,
         drop_fields=settings.drop_fields,
         rename_fields=settings.rename_fields,
+        stream_whole_answers=settings.stream_whole_answers,
         max_inflight=settings.max_inflight,
         connect_timeout_seconds=settings.timeouts.connect_seconds,
         first_byte_timeout_seconds=settings.timeouts.first_token_seconds,

@@ -235,6 +235,19 @@ async def test_it_goes_on_looking_after_looks_that_failed() -> None:
     assert 1 == control.states()[0].failed_scrapes
 
 
+async def test_an_answer_in_one_document_has_no_first_token() -> None:
+    heard: list[int] = []
+    async with FaultyUpstream(answer()) as upstream:
+        engine = OpenAIEngine(upstream.url, stream_whole_answers=False)
+        pool = EnginePool([(engine, 4)])
+        pool.time_first_tokens(engine.name, lambda tokens, seconds: heard.append(tokens))
+        payload = Payload("/v1/chat/completions", b"{}", stream=False, wants_usage=False)
+        request = Request("r1", Tenant("acme"), Tier.STANDARD, "test", arrived_at=0.0, payload=payload)
+        assert [2] == [chunk.completion_tokens async for chunk in pool.generate(request)]
+        await pool.close()
+    assert [] == heard
+
+
 async def test_first_tokens_are_timed_by_the_engine_that_sends_them() -> None:
     heard: list[tuple[int, float]] = []
     simulated_engine = simulated(slots=4)

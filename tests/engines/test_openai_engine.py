@@ -166,6 +166,18 @@ def test_what_engines_cannot_stream_is_not_streamed(field: bytes) -> None:
     assert b"{%b}" % field == upstream_body(Payload("/v1/completions", body, stream=False, wants_usage=False))
 
 
+async def test_an_engine_that_shall_not_stream_whole_answers_streams_to_clients_that_stream_alone() -> None:
+    body = b'{"stream_options":{"include_usage":true}}'
+    script = (answer(), stream())
+    async with serving(*script, stream_whole_answers=False) as (engine, upstream):
+        whole = await collect(engine, request(body, streams=False))
+        await collect(engine, request(body))
+    assert [b"{}", b'{"stream_options":{"include_usage":true},"stream":true}'] == [
+        r.body for r in upstream.requests
+    ]
+    assert [DOCUMENT] == [chunk.data for chunk in whole]
+
+
 @pytest.mark.parametrize("field", UNSTREAMABLE)
 def test_a_client_that_asks_for_a_stream_gets_the_engines_word_on_it(field: bytes) -> None:
     sent = upstream_body(Payload("/v1/completions", b"{%b}" % field, stream=True, wants_usage=False))

@@ -60,13 +60,14 @@ _FIXED_HEADERS = {
 
 
 class OpenAIEngine:
-    """A model server reached over HTTP, always asked to stream.
+    """A model server reached over HTTP.
 
     `url` is `http://host:port`, with or without `/v1`. `kind` is which server it is; None: to be found out by
     `discover`. `api_key` is the gateway's own key for the engine.
     `priority`: tell the engine how urgent a request is, if it is of a kind that understands; "client": pass on what
     the client says of it. `drop_fields` are left out of every call, and `rename_fields` (what the client says, and
     what the engine gets) put otherwise, besides what is known of its kind (see `dialects`).
+    `stream_whole_answers`: ask it to stream also what a client wants whole.
     `max_inflight` (>= 1) is what `saturation` measures against; None means that the engine never counts as full.
     Seconds are > 0: `connect_timeout_seconds` to resolve and connect, `first_byte_timeout_seconds` from the call to
     the first byte of the answer (the engine's own queue and the prompt included), `idle_timeout_seconds` between
@@ -84,6 +85,7 @@ class OpenAIEngine:
         priority: bool | Literal["client"] = False,
         drop_fields: Sequence[str] = (),
         rename_fields: Mapping[str, str] | None = None,
+        stream_whole_answers: bool = True,
         max_inflight: int | None = None,
         connect_timeout_seconds: float = 5.0,
         first_byte_timeout_seconds: float = 600.0,
@@ -96,6 +98,7 @@ class OpenAIEngine:
         self._priority = priority
         self._drop_fields, self._rename_fields = tuple(drop_fields), dict(rename_fields or {})
         self._dialect = dialect_of(kind, self._drop_fields, self._rename_fields)
+        self._streams_whole = stream_whole_answers
         self._max_inflight = None if max_inflight is None else _positive("max_inflight", max_inflight)
         self._connect_seconds = _positive("connect_timeout_seconds", connect_timeout_seconds)
         self._first_byte_seconds = _positive("first_byte_timeout_seconds", first_byte_timeout_seconds)
@@ -235,7 +238,9 @@ class OpenAIEngine:
             return *await self._send(payload, payload.body), PassedScanner()
         priority = engine_priority(self._kind, request.urgency) if self.prioritises else None
         keeps = self._priority == "client"
-        body = upstream_body(payload, priority, keeps_priority=keeps, dialect=self._dialect)
+        body = upstream_body(
+            payload, priority, keeps_priority=keeps, dialect=self._dialect, streams_whole=self._streams_whole
+        )
         if payload.endpoint != RESPONSES:
             return *await self._send(payload, body), EventScanner()
         if self._kind not in _POOR_RESPONSES and not self._lacks_responses:

@@ -83,7 +83,7 @@ class _Sent:
     def saw(self, chunk: Chunk) -> None:
         if chunk.completion_tokens:
             self.job.progress(chunk.completion_tokens)
-            if self.on_first_token is not None:
+            if self.on_first_token is not None and not chunk.data.startswith(b"{"):  # a document has none
                 self.on_first_token(self.prompt_tokens, monotonic() - self.at)
                 self.on_first_token = None
 

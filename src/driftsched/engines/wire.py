@@ -26,6 +26,7 @@ def upstream_body(
     *,
     keeps_priority: bool = False,
     dialect: Dialect | None = None,
+    streams_whole: bool = True,
 ) -> bytes:
     """The client's JSON object as the engine gets it: asked to stream and to account, all else verbatim.
 
@@ -33,10 +34,10 @@ def upstream_body(
     `keeps_priority`: whoever may write it would choose its place in the engine. `dialect`: what else is put
     differently to this engine; None: nothing.
 
-    A client that did not ask for a stream does not get one where engines refuse or lose something when they stream:
-    `best_of` above 1, beam search, prompt log-probabilities, the echo of a text completion. `service_tier` is left
-    out: it is the gateway's business, and older engines refuse it. Raises `EngineError` (400) if the body is not a
-    JSON object.
+    `streams_whole`: stream also what the client wants whole, except where engines refuse or lose something when
+    they stream: `best_of` above 1, beam search, prompt log-probabilities, the echo of a text completion.
+    `service_tier` is left out: it is the gateway's business, and older engines refuse it. Raises `EngineError`
+    (400) if the body is not a JSON object.
 
     Engines store no response, whatever the client asked for: nobody could ask for it here.
     """
@@ -49,7 +50,7 @@ def upstream_body(
     if payload.endpoint == RESPONSES:
         fields["store"] = _FALSE
         fields["stream"] = _TRUE
-    elif payload.stream or _can_stream(fields, dialect or PLAIN):
+    elif payload.stream or (streams_whole and _can_stream(fields, dialect or PLAIN)):
         fields["stream"] = _TRUE
         fields["stream_options"] = _with_usage(fields.get("stream_options"))
     else:
