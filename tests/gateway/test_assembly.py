@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftsched.core.errors import EngineError
-from driftsched.gateway.assembly import MAX_UNREAD_BYTES, Assembler, as_stream, is_document
+from driftsched.engines.sse import begins_document
+from driftsched.gateway.assembly import MAX_UNREAD_BYTES, Assembler, as_stream
 
 HEAD = {"id": "c-1", "object": "chat.completion.chunk", "created": 5, "model": "m"}
 DONE = b"data: [DONE]\n\n"
@@ -322,8 +323,8 @@ def test_a_text_document_turned_into_a_stream_and_back_is_the_same_document() ->
 
 
 def test_documents_and_streams_are_told_apart() -> None:
-    assert is_document(b'{"choices":[]}')
-    assert is_document(b'\n {"choices":[]}')
-    assert not is_document(b'data: {"choices":[]}\n\n')
-    assert not is_document(b": ping\n\n")
-    assert not is_document(b"event: x\ndata: {}\n\n")
+    assert begins_document(b'{"choices":[]}')
+    assert begins_document(b'\n {"choices":[]}')
+    assert not begins_document(b'data: {"choices":[]}\n\n')
+    assert not begins_document(b": ping\n\n")
+    assert not begins_document(b"event: x\ndata: {}\n\n")

@@ -19,6 +19,7 @@ from driftsched.engines.balance import Affinity, Job, Work, affinity_key, least_
 from driftsched.engines.breaker import Breaker
 from driftsched.engines.payload import Payload
 from driftsched.engines.retries import MAX_ATTEMPTS, RetryBudget, may_go_elsewhere
+from driftsched.engines.sse import begins_document
 
 _logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class _Sent:
     def saw(self, chunk: Chunk) -> None:
         if chunk.completion_tokens:
             self.job.progress(chunk.completion_tokens)
-            if self.on_first_token is not None and not chunk.data.startswith(b"{"):  # a document has none
+            if self.on_first_token is not None and not begins_document(chunk.data):  # a document has none
                 self.on_first_token(self.prompt_tokens, monotonic() - self.at)
                 self.on_first_token = None
 

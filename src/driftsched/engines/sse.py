@@ -261,7 +261,7 @@ def _is_plain(event: Answer) -> bool:
 
 
 def begins_document(text: bytes) -> bool:
-    """It is no event: whoever relays it would take it for a whole answer."""
+    """True for a JSON document, which is a whole answer or none, False for server-sent events."""
     return text[:16].lstrip()[:1] in (b"{", b"[")
 
 

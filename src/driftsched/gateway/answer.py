@@ -10,7 +10,8 @@ import msgspec
 from driftsched.core.model import Tier
 from driftsched.core.protocols import Chunk
 from driftsched.core.waits import Eta
-from driftsched.gateway.assembly import Assembler, as_stream, is_document, with_service_tier
+from driftsched.engines.sse import begins_document
+from driftsched.gateway.assembly import Assembler, as_stream, with_service_tier
 from driftsched.gateway.dispatcher import Turn
 from driftsched.gateway.errors import ClientStalledError, HttpError
 from driftsched.gateway.ratelimits import RateLimits, untold
@@ -152,7 +153,7 @@ class Answer:
 
     def _gather(self, chunk: Chunk) -> None:
         """Add a piece to the whole document. Raises `EngineError`."""
-        if is_document(chunk.data):
+        if begins_document(chunk.data):
             self._document = chunk.data
         else:
             self._assembler.feed(chunk.data)
@@ -184,7 +185,7 @@ class Answer:
 
     def _shape(self, chunk: Chunk) -> bytes:
         """The chunk as the client would have got it from the engine, had it asked the engine itself."""
-        if is_document(chunk.data):
+        if begins_document(chunk.data):
             return as_stream(chunk.data, wants_usage=self._call.wants_usage)
         if self._call.wants_usage:
             return chunk.data

@@ -10,7 +10,7 @@ import msgspec
 
 from driftsched.core.errors import EngineError
 from driftsched.core.model import Tier
-from driftsched.engines.sse import BYTE_ORDER_MARK, Alike
+from driftsched.engines.sse import BYTE_ORDER_MARK, Alike, begins_document
 
 _decode = msgspec.json.decode
 _encode = msgspec.json.encode
@@ -144,8 +144,10 @@ def with_service_tier(data: bytes, tier: Tier) -> bytes:
 
     Anything else is left as it is: to judge what an engine sent is not for here.
     """
-    start = 0 if is_document(data) else data.find(b"data:") + 5
-    end = len(data) if is_document(data) else data.find(b"\n", start)
+    start, end = 0, len(data)
+    if not begins_document(data):
+        start = data.find(b"data:") + 5
+        end = data.find(b"\n", start)
     try:
         fields = _decode(data[start:end])
     except _MISSHAPEN:
@@ -154,11 +156,6 @@ def with_service_tier(data: bytes, tier: Tier) -> bytes:
         return data
     said = _encode({**fields, "service_tier": SERVICE_TIERS[tier]})
     return said if start == 0 else data[:start] + b" " + said + data[end:]
-
-
-def is_document(data: bytes) -> bool:
-    """True for one JSON document, False for server-sent events."""
-    return data[:1] in (b"{", b"[") or data[:16].lstrip()[:1] == b"{"
 
 
 def as_stream(document: bytes, *, wants_usage: bool) -> bytes:

@@ -11,9 +11,8 @@ from driftsched.core.model import Tier
 from driftsched.core.protocols import Chunk
 from driftsched.engines.payload import Payload
 from driftsched.engines.responses import events_of, fields_to_echo, response_document, response_event
-from driftsched.engines.sse import EVENT_END, event_data
+from driftsched.engines.sse import EVENT_END, begins_document, event_data
 from driftsched.gateway.answer import Answer
-from driftsched.gateway.assembly import is_document
 from driftsched.gateway.dispatcher import Turn
 from driftsched.gateway.errors import HttpError
 
@@ -45,7 +44,7 @@ class ResponsesAnswer(Answer):
         )
 
     def _shape(self, chunk: Chunk) -> bytes:
-        data = events_of(msgspec.json.decode(chunk.data)) if is_document(chunk.data) else chunk.data
+        data = events_of(msgspec.json.decode(chunk.data)) if begins_document(chunk.data) else chunk.data
         if self._response_id is not None:
             data = self._renumbered(data)
         self._last = data or self._last
@@ -56,7 +55,7 @@ class ResponsesAnswer(Answer):
         return data
 
     def _gather(self, chunk: Chunk) -> None:
-        if is_document(chunk.data):
+        if begins_document(chunk.data):
             self._document = chunk.data
         elif chunk.finish_reason is not None:  # the last event holds the whole response
             for text in _events(chunk.data):
