@@ -3,7 +3,6 @@
 Whoever waits for one pool is in nobody's way at another: they share a process, and nothing else.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,11 +217,10 @@ async def _ask(gateway: Gateway, scope: Message) -> _Reply:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    async def never() -> Message:
-        await asyncio.Event().wait()
-        return {}
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
 
-    await gateway(scope, _after(b"", never), send)
+    await gateway(scope, receive, send)
     return _Reply(sent[0]["status"], sent[0]["headers"], b"".join(message["body"] for message in sent[1:]))
 
 
@@ -231,17 +229,3 @@ async def _pass_on(send: Send, reply: _Reply) -> None:
     headers = [*(line for line in reply.headers if line[0] != b"content-length"), length]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body, "more_body": False})
-
-
-def _after(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read already, then goes on where that ended."""
-    pending = True
-
-    async def replay() -> Message:
-        nonlocal pending
-        if pending:
-            pending = False
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return replay
