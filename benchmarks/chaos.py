@@ -60,7 +60,7 @@ from support.faulty_upstream import (
     status,
     stream,
 )
-from support.processes import running
+from support.processes import running, signal_if_alive
 from support.raw import CHAT, connected_to, head_of
 
 NUM_ENGINES = 4
@@ -439,7 +439,7 @@ async def reload(process: Process, folder: Path, urls: list[str]) -> None:
             replace(folder / "driftsched.yaml", "tenants: 5")
         else:
             configuration(folder, urls, number)
-        process.send_signal(signal.SIGHUP)
+        signal_if_alive(process, signal.SIGHUP)
 
 
 def replace(path: Path, text: str) -> None:

@@ -1,17 +1,16 @@
 """A gateway that is told to stop, as a process of its own."""
 
 import asyncio
-import os
 import signal
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from support.processes import running
+from support.processes import running, signal_if_alive
 from support.servers import chat, until
 
 pytestmark = pytest.mark.e2e
@@ -122,8 +121,6 @@ async def test_a_gateway_that_stops_is_not_ended_by_a_wish_to_read_its_configura
         async with running("serve", "--no-state", "--config", str(config)) as (gateway, _):
             gateway.terminate()
             while gateway.returncode is None:
-                # Process.send_signal() would reap an ended child before asyncio does, and lose its exit status.
-                with suppress(ProcessLookupError):
-                    os.kill(gateway.pid, signal.SIGHUP)
+                signal_if_alive(gateway, signal.SIGHUP)
                 await asyncio.sleep(0.001)
             assert 0 == gateway.returncode

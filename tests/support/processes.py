@@ -1,11 +1,12 @@
 """Servers of this package as processes that a test may signal."""
 
 import asyncio
+import os
 import re
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 LISTENS = re.compile(rb' listens on (http://[^\s"]+)')
 
@@ -30,3 +31,9 @@ async def running(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
             process.kill()
         await process.wait()
     await draining
+
+
+def signal_if_alive(process: Process, number: int) -> None:
+    """`Process.send_signal` would reap a process that has just ended before asyncio does, and lose its status."""
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)
