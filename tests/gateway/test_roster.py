@@ -253,3 +253,14 @@ async def test_an_engine_that_serves_is_not_taken_out(http: aiohttp.ClientSessio
     async with upstream_of(stream()) as old, yard(http, [settings_of(old, "old")]) as there:
         seen, document = await there.operate("DELETE", "/old")
         assert (409, True) == (seen, "drain first" in document["error"]["message"])
+
+
+async def test_an_engine_is_told_of_calls_as_its_settings_say(http: aiohttp.ClientSession) -> None:
+    async with upstream_of(answer()) as engine:
+        settings = EngineSettings(
+            engine.url, drop_fields=["seed"], rename_fields={"top_p": "nucleus"}, stream_whole_answers=False
+        )
+        async with yard(http, [settings]) as here:
+            assert 200 == await here.post(seed=1, top_p=0.5)
+        (sent,) = [msgspec.json.decode(seen.body) for seen in engine.requests if seen.body]
+    assert (0.5, set()) == (sent["nucleus"], sent.keys() & {"seed", "top_p", "stream"})
